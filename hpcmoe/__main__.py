@@ -1,0 +1,135 @@
+"""The command line: one function per verb, each of which imports what it needs when it is called."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from hpcmoe import __version__
+from hpcmoe.errors import HpcmoeError, JobError
+from hpcmoe.launch import rank_by_launcher, report
+
+FILE = click.Path(path_type=Path)
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=SETTINGS, no_args_is_help=True)
+@click.version_option(__version__, prog_name="hpcmoe")
+def cli() -> None:
+    """Mixture-of-Experts inference as a batch job: one MPI rank and one expert per GPU, HDF5 in and out."""
+
+
+@cli.command(short_help="Make a model file from a checkpoint.")
+@click.argument("source", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The model.h5 to write.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
+              help="What to round the weights to.")
+@click.option("--upcycle", type=click.Choice(["copies", "slices"]),
+              help="Turn each dense feed-forward block into experts.")
+@click.option("--experts", type=click.IntRange(1), default=16, show_default=True, help="E, with --upcycle.")
+@click.option("--top-k", type=click.IntRange(1), default=2, show_default=True, help="K, with --upcycle copies.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the gate, with --upcycle.")
+def convert(source: Path, output: Path, dtype: str, upcycle: str | None, experts: int, top_k: int,
+            seed: int) -> None:
+    """Make a model file from SOURCE: a folder with a Hugging Face checkpoint (config.json, safetensors), or a
+    GGUF file.
+
+    --upcycle copies makes every expert a copy of the block (hard links: the file stays small) behind a random
+    gate; --upcycle slices cuts the block into E parts that all tokens go to. Either way the answers are those
+    of the dense model.
+    """
+    from hpcmoe.convert import checkpoint
+    checkpoint.convert(source, output, dtype, upcycle, experts, top_k, seed)
+
+
+@cli.command(short_help="Make a model file with random weights.")
+@click.argument("spec", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The model.h5 to write.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
+              help="What to round the weights to.")
+def init(spec: Path, output: Path, seed: int, dtype: str) -> None:
+    """Make a model file with random weights of the shapes in SPEC, a TOML file such as inputs/seed61.toml.
+
+    A job may also name the SPEC itself: each rank then draws its share, the same weights, without a file.
+    """
+    from hpcmoe.convert import checkpoint
+    checkpoint.init(spec, output, seed, dtype)
+
+
+@cli.command(short_help="Make a prompts file from text or JSONL.")
+@click.argument("source", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The prompts.h5 to write.")
+@click.option("--model", type=FILE, required=True, help="The model.h5 whose tokenizer and vocabulary count.")
+def prompts(source: Path, output: Path, model: Path) -> None:
+    """Make a prompts file from SOURCE: a text file with a prompt a line, or JSONL (.jsonl) with "text" or
+    "tokens", and "id" where wanted."""
+    from hpcmoe.files import prompts as layout
+    from hpcmoe.files.model import ModelFile
+    count = layout.convert(source, output, ModelFile(model))
+    click.echo(f"{output}: {count} prompts")
+
+
+SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                   help="Override a key of the job, as generate.max_new_tokens=16. Repeats.")
+
+
+@cli.command(short_help="Find what is wrong with a job before it queues.")
+@click.argument("job", type=FILE)
+@SET
+@click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Ranks that the job will have.")
+@click.option("--gpu-memory", metavar="SIZE", help="Memory of each GPU, as 80GB; without it, a CPU's needs are shown.")
+def check(job: Path, overrides: tuple[str, ...], ranks: int, gpu_memory: str | None) -> None:
+    """Check JOB and all that it names, without MPI and without a GPU, and show the memory that each rank needs.
+
+    JOB may also be a model's SPEC.toml, to see what its weights need.
+    """
+    from hpcmoe.report import check as page
+    page.check(job, overrides, ranks, gpu_memory)
+
+
+@cli.command(short_help="Run a job.")
+@click.argument("job", type=FILE)
+@SET
+@click.option("-o", "--output", type=FILE, help="Override the job's output.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists, finished or not.")
+def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: bool) -> None:
+    """Run JOB on all ranks of the launcher, as in mpiexec -n 16 hpcmoe run job.toml; on one without it.
+
+    An unfinished output of the same job is continued, a finished one is left alone.
+    """
+    from hpcmoe.report import run as page
+    chosen = overrides + ((f"output={str(output)!r}",) if output else ())
+    sys.exit(page.run(job, chosen, overwrite))
+
+
+@cli.command(short_help="Show any file of hpcmoe's.")
+@click.argument("file", type=FILE)
+@click.option("-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="Prompts to show at most.")
+def show(file: Path, limit: int) -> None:
+    """Show FILE (model, prompts or results) as a person wants to read it."""
+    from hpcmoe.report import show as page
+    page.show(file, limit)
+
+
+def main() -> None:
+    """Entry point: failures that users can mend are one line and an exit code, the rest is a traceback."""
+    try:
+        cli.main(prog_name="hpcmoe", standalone_mode=False)
+    except HpcmoeError as error:
+        _end(str(error), error.code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "hpcmoe"
+        _end(f"{error.format_message()} (see {command} --help)", JobError.code)
+    except click.Abort:
+        _end("interrupted", 130)
+
+
+def _end(line: str, code: int) -> None:
+    if rank_by_launcher() == 0:  # all ranks read the same command line
+        report(line)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""job.toml -> a frozen Job. An unknown key is an error that names the nearest known one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hpcmoe import tables
+from hpcmoe.errors import JobError
+from hpcmoe.tables import Bad, key
+
+
+@dataclass(frozen=True)
+class Generate:
+    max_new_tokens: int = key(64, help="new tokens per prompt at most", least=1)
+    seed: int = key(0, help="seed of everything random, drawn weights included", least=0)
+    ignore_eos: bool = key(False, help="go on after the model's end token")
+
+
+@dataclass(frozen=True)
+class Compute:
+    device: str = key("auto", help="where the arithmetic runs", choices=("auto", "cpu"))
+    dtype: str = key("bfloat16", help="weights and activations; sums are float32", choices=("bfloat16", "float32"))
+
+
+@dataclass(frozen=True)
+class Exchange:
+    mode: str = key("auto", help="how rows travel", choices=("auto", "alltoallv"))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    mode: str = key("auto", help="how micro-batches take turns", choices=("auto", "serial"))
+    max_sequences: int = key(0, help="sequences that a rank works on at once; 0 = planned", least=0)
+    max_tokens: int = key(0, help="tokens that a rank computes in one step at most; 0 = planned", least=0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every: float = key(300.0, help="seconds between commits of finished prompts", least=0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run does, resolved. Paths are absolute."""
+
+    model: str = key(help="model.h5, or a spec.toml whose weights are drawn from the seed")
+    prompts: str = key(help="prompts.h5")
+    output: str = key(help="out.h5")
+    mode: str = key("generate", help="what to do with the prompts", choices=("generate",))
+    generate: Generate = key(Generate(), help="generation")
+    compute: Compute = key(Compute(), help="arithmetic")
+    exchange: Exchange = key(Exchange(), help="communication")
+    schedule: Schedule = key(Schedule(), help="micro-batches")
+    checkpoint: Checkpoint = key(Checkpoint(), help="commits")
+
+    def toml(self) -> str:
+        """The resolved job as TOML text."""
+        return tables.dump(self)
+
+    def identity(self) -> str:
+        """What a result depends on, as TOML text: two jobs of one identity may continue each other."""
+        same = replace(self, output="", exchange=Exchange(), schedule=Schedule(), checkpoint=Checkpoint(),
+                       compute=replace(self.compute, device="auto"))
+        return same.toml()
+
+
+PATHS = ("model", "prompts", "output")
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Job:
+    """The job in the TOML file `path`, with `section.key=value` overrides. Raises `JobError`.
+
+    Paths in the file are relative to the file, those in overrides to the working directory.
+    """
+    table = tables.read(path, JobError, "job file")
+    _absolute(table, path.resolve().parent)
+    for text in overrides:
+        _override(table, text)
+    _absolute(table, Path.cwd())
+    try:
+        return tables.build(Job, table)
+    except Bad as bad:
+        raise JobError(f"{path}: {bad}") from None
+
+
+def _absolute(table: dict, folder: Path) -> None:
+    for name in PATHS:
+        if isinstance(table.get(name), str):
+            table[name] = str((folder / Path(table[name]).expanduser()).absolute())
+
+
+def _override(table: dict, text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise JobError(f"--set {text}: should be section.key=value")
+    *sections, name = path.strip().split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise JobError(f"--set {text}: {section} is not a section")
+    try:
+        table[name] = tables.parse(f"value = {value}")["value"]
+    except Bad:
+        table[name] = value.strip()  # a bare word is a string

@@ -1,0 +1,133 @@
+"""Checkpoints in Hugging Face's layout: a folder with config.json and safetensors files, sharded or not."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcmoe.convert.families import FAMILIES
+from hpcmoe.convert.keys import Keys
+from hpcmoe.errors import InputError, JobError
+from hpcmoe.files.model import rows_per_block
+from hpcmoe.spec import ModelSpec, Tensor, tensors
+
+READ = {"BF16", "F16", "F32"}
+"""The number formats that are read."""
+PASSED_OVER = re.compile(r".*\.rotary_emb\.inv_freq$")
+"""Tensors that follow from the config."""
+
+
+class HuggingFaceCheckpoint:
+    """A checkpoint folder. A `files.model.Source`. Raises `InputError`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        table = _json(folder / "config.json")
+        kind = str(table.get("model_type"))
+        if kind not in FAMILIES:
+            raise InputError(f"{folder}: model_type {kind!r} is not known; {', '.join(sorted(FAMILIES))} are")
+        self._family = FAMILIES[kind]
+        keys = Keys(_with_generation_eos(table, folder), f"{folder / 'config.json'}")
+        self.spec: ModelSpec = self._family.spec(keys, folder.resolve().name)
+        keys.finish()
+        self.tokenizer = _tokenizer(folder)
+        self._files = _open_all(folder)
+        self._parts = {t.name: self._find(t) for t in tensors(self.spec)}
+        self._check_nothing_left()
+
+    def _find(self, tensor: Tensor) -> list[tuple[str, int | None]]:
+        """The checkpoint's tensors that make up one of ours, each with the index to take of its first dimension."""
+        for names in (self._family.names, self._family.fused):
+            found = [name.format(n=tensor.layer, e=tensor.expert) for name in names.get(tensor.kind, ())]
+            if found and all(name.removesuffix("[e]") in self._files for name in found):
+                parts = [(name.removesuffix("[e]"), tensor.expert if name.endswith("[e]") else None) for name in found]
+                self._check_shape(tensor, parts)
+                return parts
+        example = self._family.names[tensor.kind][0].format(n=tensor.layer, e=tensor.expert)
+        raise InputError(f"{self.folder}: no file has the tensor {example} ({tensor.name} of {self.spec.name})")
+
+    def _check_shape(self, tensor: Tensor, parts: list[tuple[str, int | None]]) -> None:
+        shapes = []
+        for name, index in parts:
+            part = self._files[name].get_slice(name)
+            if part.get_dtype() not in READ:
+                raise InputError(f"{self.folder}: {name} is {part.get_dtype()}, which is not read; "
+                                 f"{', '.join(sorted(READ))} are")
+            shapes.append(tuple(part.get_shape())[0 if index is None else 1:])
+        shape = (sum(s[0] for s in shapes if s), *shapes[0][1:])
+        if shape != tensor.shape or len({s[1:] for s in shapes}) > 1:
+            raise InputError(f"{self.folder}: {parts[0][0]} has shape {shape}, config.json says {tensor.shape}")
+
+    def _check_nothing_left(self) -> None:
+        used = {name for parts in self._parts.values() for name, _ in parts}
+        unknown = sorted(name for name in set(self._files) - used if not PASSED_OVER.match(name))
+        if self.spec.tied_head and unknown == ["lm_head.weight"]:
+            return  # some files hold the tied head a second time
+        if unknown:
+            raise InputError(f"{self.folder}: the tensor {unknown[0]} is not known to this converter, which does not "
+                             "leave out what it cannot place")
+
+    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """See `Source`."""
+        for name, index in self._parts[tensor.name]:
+            part = self._files[name].get_slice(name)
+            shape = tuple(part.get_shape())[0 if index is None else 1:]
+            step = rows_per_block(shape)
+            for row in range(0, shape[0], step):
+                block = part[row:row + step] if index is None else part[index:index + 1, row:row + step][0]
+                yield block.astype(np.float32, copy=False)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise InputError(f"{path} should be a JSON object")
+    return table
+
+
+def _with_generation_eos(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """End tokens as generation_config.json has them, if it is there: chat models often have more of them."""
+    path = folder / "generation_config.json"
+    given = _json(path).get("eos_token_id") if path.exists() else None
+    return table if given is None else table | {"eos_token_id": given}
+
+
+def _tokenizer(folder: Path) -> str:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    print(f"hpcmoe: warning: {folder} has no tokenizer.json: prompts must be given as tokens, and texts stay empty",
+          file=sys.stderr)
+    return ""
+
+
+def _open_all(folder: Path) -> dict[str, Any]:
+    """Tensor name -> the open safetensors file that holds it."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError:
+        raise JobError("Hugging Face checkpoints need the safetensors package: pip install 'hpcmoe[convert]'") from None
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(_json(index).get("weight_map", {}).values())) if index.exists() else sorted(
+        p.name for p in folder.glob("*.safetensors"))
+    if not names:
+        raise InputError(f"{folder} has no .safetensors files; other formats of weights are not read")
+    files: dict[str, Any] = {}
+    for name in names:
+        try:
+            file = safe_open(folder / name, framework="numpy")
+        except FileNotFoundError:
+            raise InputError(f"{folder / name} does not exist, and {index.name} names it") from None
+        except SafetensorError as error:
+            raise InputError(f"{folder / name} is not a whole safetensors file ({error})") from None
+        files |= dict.fromkeys(file.keys(), file)
+    return files

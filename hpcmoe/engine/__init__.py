@@ -1,0 +1,1 @@
+"""A job's life: steps of micro-batches, layer after layer, until every prompt has its answer."""

@@ -1,0 +1,62 @@
+"""The step loop: deal prompts, run a step, take up its tokens, until the pool is empty everywhere."""
+
+import time
+from collections.abc import Sequence as ListOf
+
+import numpy as np
+
+from hpcmoe.engine import layer, schedule
+from hpcmoe.engine.batch import Sequences, deal
+from hpcmoe.engine.clock import Clock
+from hpcmoe.engine.progress import Progress
+from hpcmoe.engine.record import Record
+from hpcmoe.exchange.interface import until
+from hpcmoe.files.prompts import Prompts
+from hpcmoe.launch import Idle
+from hpcmoe.types import StepTime
+
+
+class Vote:
+    """What every rank says of itself between two steps. Collective over `comm`."""
+
+    def __init__(self, comm, idle: Idle) -> None:
+        self._comm, self._idle = comm.Dup(), idle
+        self._all = np.zeros((comm.size, 4), np.int64)
+
+    def __call__(self, free: int, active: int, finished: int, tokens: int) -> np.ndarray:
+        """`[R, 4]` int64: each rank's free and taken slots, and its answers and new tokens so far."""
+        request = self._comm.Iallgather(np.array([free, active, finished, tokens], np.int64), self._all)
+        until(request.Test, self._idle)
+        return self._all
+
+    def free(self) -> None:
+        """Collective."""
+        self._comm.Free()
+
+
+def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequences: Sequences,
+             segments: layer.Segments, clock: Clock, record: Record, progress: Progress) -> None:
+    """Answers the prompts in `pool` (rows of `prompts`), the same on all ranks. Collective.
+
+    A rank without sequences takes part in every step: its experts serve the others.
+    """
+    step = finished = tokens = 0
+    while True:
+        begin = time.perf_counter()
+        with clock.stage("exchange"):
+            state = vote(sequences.free, sequences.active, finished, tokens)
+        progress.update(int(state[:, 2].sum()), int(state[:, 3].sum()))
+        ranks = deal(state[:, 0], len(pool))
+        if not ranks and not state[:, 1].any():
+            return
+        for prompt, taker in zip(pool, ranks):
+            if taker == rank:
+                sequences.admit(prompt, prompts[prompt])
+        pool = pool[len(ranks):]
+        batch = sequences.batch()
+        outcome, = schedule.serial([layer.step(segments, batch)], clock)
+        answers = sequences.advance(batch, outcome)
+        finished, tokens = finished + len(answers), tokens + len(outcome.token)
+        record.add(answers, outcome.load, StepTime(step, batch.rows, len(outcome.token),
+                                                   time.perf_counter() - begin, clock.read()))
+        step += 1

@@ -1,0 +1,145 @@
+"""The segments of a step on a CPU: `layer.Segments` in NumPy, with rows that travel by MPI."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hpcmoe.engine.clock import Clock
+from hpcmoe.exchange.lane import Lane
+from hpcmoe.exchange.route import plan_receive, plan_send
+from hpcmoe.kernels import choice, combine, norm, pack, rope
+from hpcmoe.model.attention import attention
+from hpcmoe.model.cache import KvCache
+from hpcmoe.model.embedding import embed
+from hpcmoe.model.expert import experts, feed_forward
+from hpcmoe.model.gate import gate
+from hpcmoe.model.head import head
+from hpcmoe.model.weights import Weights
+from hpcmoe.spec import ModelSpec
+from hpcmoe.types import Batch, Outcome, Placement, ReceivePlan, Route, SendPlan
+
+
+@dataclass
+class Work:
+    """The handle of a micro-batch: what its next segment needs."""
+
+    batch: Batch
+    angles: tuple[np.ndarray, np.ndarray]
+    load: np.ndarray
+    """`[L, E]` int64: rows sent to each expert so far"""
+    layer: int = 0
+    x: np.ndarray = field(init=False)
+    """`[T, H]`: the residual stream"""
+    normed: np.ndarray = field(init=False)
+    """`[T, H]`: what the gate saw"""
+    shared: np.ndarray | None = None
+    """`[T, H]`: the shared expert's answer"""
+    route: Route = field(init=False)
+    send: SendPlan = field(init=False)
+    receive: ReceivePlan = field(init=False)
+    rows: np.ndarray = field(init=False)
+    """`[N, units]` uint16: the next rows to leave"""
+
+
+class CpuSegments:
+    """A rank's model, cache and exchanges. A `layer.Segments`."""
+
+    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Callable[[int], Placement],
+                 lane: Lane, clock: Clock, dtype: np.dtype, keep_logits: bool = False) -> None:
+        """`placement` gives that of a layer; `keep_logits` puts them into each outcome."""
+        self.model, self.weights, self.cache, self.placement = model, weights, cache, placement
+        self.lane, self.clock, self.dtype, self.keep_logits = lane, clock, dtype, keep_logits
+        self.moe_layers: Sequence[int] = model.moe_layers
+        self.frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
+
+    def begin(self, batch: Batch) -> Work:
+        """See `layer.Segments`."""
+        return Work(batch, rope.tables(batch.position, self.frequency, self.dtype),
+                    np.zeros((self.model.layers, self.model.experts), np.int64))
+
+    def enter(self, work: Work) -> None:
+        """See `layer.Segments`."""
+        with self.clock.stage("attention"):
+            work.x = embed(self.weights.embedding, work.batch.token, self.dtype)
+        self._to_next_gate(work)
+
+    def _to_next_gate(self, work: Work) -> None:
+        """Whole dense layers, then the first half of the next layer with experts, if there is one."""
+        while work.layer < self.model.layers:
+            weights = self.weights.layers[work.layer]
+            with self.clock.stage("attention"):
+                work.x = attention(self.model, weights, work.layer, work.x, work.batch, self.cache, work.angles)
+                work.normed = norm.rms_norm(work.x, weights.ffn_norm, self.model.norm_eps)
+                if weights.dense:
+                    work.x = work.x + feed_forward(weights.dense, work.normed)
+            if not weights.dense:
+                return self._gate(work)
+            work.layer += 1
+
+    def _gate(self, work: Work) -> None:
+        moe, weights = self.model.moe, self.weights.layers[work.layer]
+        assert moe is not None and weights.gate is not None
+        with self.clock.stage("gate"):
+            work.route = gate(moe, weights.gate, work.normed)
+            work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
+        with self.clock.stage("pack"):
+            work.send = plan_send(work.route, self.placement(work.layer))
+            units = self._units + work.send.trailer.shape[1]
+            work.rows = self.lane.dispatch.buffer(len(work.send.token), units)
+            pack.pack(work.normed, work.send.token, work.send.trailer, work.rows)
+
+    @property
+    def _units(self) -> int:
+        return self.model.hidden * self.dtype.itemsize // 2
+
+    def announce(self, work: Work):
+        """See `layer.Segments`."""
+        with self.clock.stage("pack"):
+            self.lane.headers.start(work.send.counts)
+        return self.lane.headers
+
+    def dispatch(self, work: Work):
+        """See `layer.Segments`."""
+        with self.clock.stage("pack"):
+            self.lane.dispatch.start(work.rows, work.send.counts, self.lane.headers.wait())
+        shared = self.weights.layers[work.layer].shared
+        if shared:
+            with self.clock.stage("expert"):
+                work.shared = feed_forward(shared, work.normed)
+        return self.lane.dispatch
+
+    def expert(self, work: Work) -> None:
+        """See `layer.Segments`."""
+        message, counts = self.lane.dispatch.wait(), self.lane.headers.wait()
+        slots = self.weights.layers[work.layer].experts
+        with self.clock.stage("pack"):
+            width = message.shape[1] - self._units
+            trailer = pack.trailer(message, self.model.hidden, self.dtype, width)
+            work.receive = plan_receive(counts, trailer, len(slots))
+            rows = pack.unpack(message, self.model.hidden, self.dtype)
+            work.rows = self.lane.home.buffer(len(work.receive.row), self._units)
+        with self.clock.stage("expert"):
+            experts(slots, rows, work.receive, work.rows.view(self.dtype))
+
+    def collect(self, work: Work):
+        """See `layer.Segments`."""
+        with self.clock.stage("pack"):
+            self.lane.home.start(work.rows, work.receive.home_counts, work.send.home_counts)
+        return self.lane.home
+
+    def leave_enter(self, work: Work) -> None:
+        """See `layer.Segments`."""
+        with self.clock.stage("combine"):
+            answers = pack.unpack(self.lane.home.wait(), self.model.hidden, self.dtype)
+            y = combine.combine(answers, work.send.home, work.route.weight)
+            work.x = work.x + (y if work.shared is None else y + work.shared)
+        work.layer += 1
+        self._to_next_gate(work)
+
+    def head(self, work: Work) -> Outcome:
+        """See `layer.Segments`."""
+        with self.clock.stage("head"):
+            logits = head(self.weights, work.x[work.batch.wanted], self.model.norm_eps)
+            token, logprob = choice.greedy(logits)
+        return Outcome(token, logprob, work.load, logits if self.keep_logits else None)

@@ -1,0 +1,56 @@
+"""From the gate's choice to rows in the order of their destinations, and back."""
+
+import numpy as np
+
+from hpcmoe.types import Placement, ReceivePlan, Route, SendPlan
+
+TRAILER = 8
+"""A trailer's width is a multiple of this: 16 bytes of int16."""
+
+
+def trailer_width(placement: Placement, top_k: int) -> int:
+    """int16 values behind each row: enough for the slots that one token can need on one rank, or none."""
+    if placement.most <= 1:
+        return 0
+    return -(-min(top_k, placement.most) // TRAILER) * TRAILER
+
+
+def plan_send(route: Route, placement: Placement) -> SendPlan:
+    """How the rows of a micro-batch leave, one for each (token, rank), and come home, one for each (token, k)."""
+    K = route.expert.shape[1]
+    slot = placement.slot[route.expert]
+    rank = placement.rank[slot].ravel()
+    order = np.argsort(rank, kind="stable")  # of (token, k), by (rank, token, k)
+    home = np.empty(len(order), np.int32)
+    home[order] = np.arange(len(order))
+    home_counts = np.bincount(rank, minlength=placement.ranks)
+    width = trailer_width(placement, K)
+    if not width:
+        return SendPlan((order // K).astype(np.int32), np.empty((len(order), 0), np.int16), home_counts,
+                        home.reshape(-1, K), home_counts)
+    token, rank = order // K, rank[order]
+    begins = np.ones(len(order), bool)  # whether a (token, k) is the first of its (rank, token)
+    begins[1:] = (token[1:] != token[:-1]) | (rank[1:] != rank[:-1])
+    row = np.cumsum(begins) - 1
+    column = np.arange(len(order)) - np.flatnonzero(begins)[row]
+    trailer = np.full((int(begins.sum()), width), -1, np.int16)
+    trailer[row, column] = slot.ravel()[order] - placement.first[rank]
+    return SendPlan(token[begins].astype(np.int32), trailer, np.bincount(rank[begins], minlength=placement.ranks),
+                    home.reshape(-1, K), home_counts)
+
+
+def plan_receive(counts: np.ndarray, trailer: np.ndarray, slots: int) -> ReceivePlan:
+    """What to do with received rows: `counts` `[R]` from each rank, `trailer` `[M, W]` behind each row.
+
+    `slots` is the number on this rank.
+    """
+    M = int(counts.sum())
+    if not trailer.shape[1]:
+        rows = np.arange(M, dtype=np.int32)
+        return ReceivePlan(rows, rows, np.array([M] * slots, np.int64), counts)
+    row, column = np.nonzero(trailer >= 0)  # in the order of return: by (source, token, k)
+    slot = trailer[row, column]
+    source = np.repeat(np.arange(len(counts)), counts)
+    place = np.argsort(slot, kind="stable")
+    return ReceivePlan(row[place].astype(np.int32), place.astype(np.int32), np.bincount(slot, minlength=slots),
+                       np.bincount(source[row], minlength=len(counts)))

@@ -1,0 +1,1 @@
+"""Every HDF5 layout, and where weights come from."""

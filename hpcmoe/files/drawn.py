@@ -1,0 +1,65 @@
+"""Random weights for any spec, by a counter-based generator keyed by (seed, tensor name).
+
+Any rank can draw any part of any tensor without the rest, so a benchmark of 60 GB needs no file, and
+the weights are the same at any number of ranks. A value is a uniform 16-bit integer, shifted and scaled:
+four come from each word of Philox 4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011), so that a device can draw the same bits.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from hpcmoe.files.model import rows_per_block
+from hpcmoe.spec import ModelSpec, Tensor
+
+PER_COUNTER = 16
+"""Values that one step of the counter gives: 4 words of 64 bits, 4 values each."""
+
+
+class Drawn:
+    """A model without a file. A `files.model.Source`."""
+
+    tokenizer = ""
+
+    def __init__(self, spec: ModelSpec, seed: int) -> None:
+        self.spec, self.seed = spec, seed
+        self.dtype = "float32"
+        self.uuid = f"drawn from seed {seed}"
+
+    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """See `Source`. Matrices have variance 1 / in, norms lie around 1."""
+        key = _key(self.seed, tensor.name)
+        width = tensor.shape[1] if len(tensor.shape) > 1 else 1
+        mean, deviation = _moments(tensor)
+        step = rows_per_block(tensor.shape)
+        for row in range(0, tensor.shape[0], step):
+            rows = min(step, tensor.shape[0] - row)
+            block = uniform(key, row * width, rows * width)
+            block *= deviation
+            block += mean
+            yield block.reshape(rows, *tensor.shape[1:])
+
+
+def uniform(key: int, first: int, count: int) -> np.ndarray:
+    """Values `first` to `first + count` of the stream of `key`, `[count]` float32 of mean 0, variance 1."""
+    counter, skip = divmod(first, PER_COUNTER)
+    words = -(-(skip + count) // 4)
+    raw = np.random.Philox(key=key, counter=counter).random_raw(words)
+    values = raw.astype("<u8", copy=False).view("<u2")[skip:skip + count].astype(np.float32)
+    values -= np.float32(32767.5)
+    values *= np.float32(12 ** 0.5 / 65536)
+    return values
+
+
+def _key(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest(), "little")
+
+
+def _moments(tensor: Tensor) -> tuple[np.float32, np.float32]:
+    if tensor.part == "norm":
+        return np.float32(1), np.float32(0.1)
+    if tensor.part == "embedding":
+        return np.float32(0), np.float32(1)
+    return np.float32(0), np.float32(tensor.shape[-1] ** -0.5)

@@ -1,0 +1,123 @@
+"""model.h5: the spec as TOML, the tokenizer's JSON, and one dataset per tensor of `spec.tensors`.
+
+    /                     attributes: spec (TOML), dtype; dataset tokenizer (JSON, may be absent)
+    /embedding            [V, H]
+    /layers/007/gate      [E, H]      and so on; experts/012/{gate_up, down} are datasets of their own,
+    /norm, /head                      so that a rank reads only its share
+
+Matrices are `[out, in]`. bfloat16 is stored as uint16 with the attribute `dtype = "bfloat16"`.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import numpy as np
+
+from hpcmoe import array, spec, tables
+from hpcmoe.errors import InputError
+from hpcmoe.files import h5
+from hpcmoe.spec import ModelSpec, Tensor
+
+BLOCK = 1 << 22
+"""Values in a block that is read or written at once."""
+
+
+class Source(Protocol):
+    """Where weights come from: a model file, a checkpoint of others, or a generator."""
+
+    spec: ModelSpec
+    tokenizer: str
+    """The tokenizer's JSON, "" where there is none."""
+
+    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """`tensor` as float32 blocks of consecutive rows, `[rows, in]` (`[rows]` for a vector)."""
+        ...
+
+
+class ModelFile:
+    """A model.h5, open for reading. A `Source`. Raises `InputError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with h5.reading(path, "model") as file:
+            self.spec = _spec(file, path)
+            self.dtype = str(file.attrs["dtype"])
+            self.uuid = str(file.attrs["uuid"])
+            self.tokenizer = bytes(h5.take(file, "tokenizer", path)).decode() if "tokenizer" in file else ""
+            _check_shapes(file, self.spec, path)
+
+    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """See `Source`. Raises `InputError` at a value that is not finite."""
+        with h5.reading(self.path, "model") as file:
+            dataset = file[tensor.name]
+            step = rows_per_block(tensor.shape)
+            for row in range(0, tensor.shape[0], step):
+                try:
+                    block = dataset[row:row + step]
+                except OSError as error:
+                    raise InputError(f"{self.path}: {tensor.name} cannot be read ({error}): "
+                                     "copy or make the file again") from None
+                block = array.widen(block) if block.dtype == np.uint16 else block
+                if not np.isfinite(block).all():
+                    raise InputError(f"{self.path}: {tensor.name} has values that are NaN or infinite")
+                yield block
+
+
+def write(path: Path, source: Source, dtype: str, *, same: Callable[[Tensor], str | None] = lambda tensor: None,
+          done: Callable[[Tensor], None] = lambda tensor: None) -> None:
+    """All tensors of `source` as a model file of `dtype`, streamed.
+
+    Where `same(tensor)` names a tensor written before, `tensor` becomes a hard link to it, which
+    takes no space. `done` is called after each tensor. Raises `JobError` where `path` cannot be written.
+    """
+    with h5.writing(path, "model") as file:
+        file.attrs["spec"] = tables.dump(source.spec)
+        file.attrs["dtype"] = dtype
+        if source.tokenizer:
+            text = file.create_dataset("tokenizer", data=source.tokenizer, dtype=h5py.string_dtype())
+            text.attrs.update(long_name="tokenizer in the JSON of the tokenizers library", units="1")
+        for tensor in spec.tensors(source.spec):
+            first = same(tensor)
+            if first:
+                file[tensor.name] = file[first]
+            else:
+                _write_tensor(file, tensor, source.blocks(tensor), dtype)
+            done(tensor)
+
+
+def _write_tensor(file: h5py.File, tensor: Tensor, blocks: Iterator[np.ndarray], dtype: str) -> None:
+    half = dtype == "bfloat16"
+    dataset = file.create_dataset(tensor.name, tensor.shape, np.uint16 if half else np.float32)
+    dataset.attrs.update(long_name=f"weights of the {tensor.part}", units="1", dtype=dtype)
+    row = 0
+    for block in blocks:
+        dataset[row:row + len(block)] = array.narrow(block) if half else block
+        row += len(block)
+    assert row == tensor.shape[0], f"{tensor.name}: {row} rows of {tensor.shape}"
+
+
+def rows_per_block(shape: tuple[int, ...]) -> int:
+    """Rows of a tensor of `shape` that make about `BLOCK` values."""
+    return max(1, BLOCK // (shape[1] if len(shape) > 1 else 1))
+
+
+def _spec(file: h5py.File, path: Path) -> ModelSpec:
+    try:
+        table = tables.parse(str(file.attrs["spec"]))
+        file.attrs["dtype"], file.attrs["uuid"]
+    except (KeyError, tables.Bad) as error:
+        raise InputError(f"{path}: attribute spec, dtype or uuid is missing or malformed ({error})") from None
+    return spec.from_named_table(table, f"{path}: spec", InputError)
+
+
+def _check_shapes(file: h5py.File, model: ModelSpec, path: Path) -> None:
+    for tensor in spec.tensors(model):
+        dataset = file.get(tensor.name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise InputError(f"{path}: tensor {tensor.name} is missing")
+        if dataset.shape != tensor.shape:
+            raise InputError(f"{path}: tensor {tensor.name} has shape {dataset.shape}, the spec says {tensor.shape}")
+        if dataset.dtype not in (np.uint16, np.float32):
+            raise InputError(f"{path}: tensor {tensor.name} is {dataset.dtype}, not float32 or bfloat16 (uint16)")

@@ -1,0 +1,134 @@
+"""Parts: what a rank has finished since its last commit, one small HDF5 file that is never touched again.
+
+`out.h5.parts/ATTEMPT-RANK-SEQ.h5` holds whole prompts in the layout of results.h5, and this rank's share
+of the loads and step times. It appears by a rename, so a job that is killed leaves only whole parts,
+and a resumed job leaves out the prompts that are in them.
+"""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpcmoe.errors import JobError
+from hpcmoe.files import h5
+from hpcmoe.types import STAGES, Answer, StepTime
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What every output file says of the run that made it."""
+
+    job: str
+    """the resolved job, TOML"""
+    identity: str
+    """what the results depend on; see `config.Job.identity`"""
+    versions: str
+    ranks: int
+    hosts: tuple[str, ...]
+    """`[R]`: the host of each rank"""
+    experts_per_rank: int
+
+    def stamp(self, file: h5py.File) -> None:
+        """Writes itself as attributes of `file`."""
+        file.attrs.update(job=self.job, identity=self.identity, versions=self.versions, ranks=self.ranks,
+                          experts_per_rank=self.experts_per_rank)
+        h5.put_strings(file, "host", self.hosts, "host of each rank")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One commit of one rank."""
+
+    answers: tuple[Answer, ...]
+    load: np.ndarray
+    """`[L, E]` int64: rows that this rank sent to each expert since its last commit"""
+    steps: tuple[StepTime, ...]
+    attempt: int = 0
+
+
+def folder(output: Path) -> Path:
+    """Where the parts of `output` lie until they are packed."""
+    return output.with_name(output.name + ".parts")
+
+
+def files(output: Path) -> list[Path]:
+    """The parts of `output`, by attempt, rank and sequence number."""
+    return sorted(folder(output).glob("[0-9]*-*-*.h5"))
+
+
+def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, origin: Provenance) -> Path:
+    """Commits a part. Raises `JobError` where it cannot be written."""
+    path = folder(output) / f"{attempt:04d}-{rank:05d}-{sequence:06d}.h5"
+    with h5.writing(path, "part") as file:
+        origin.stamp(file)
+        file.attrs["attempt"] = attempt
+        put_answers(file, part.answers)
+        h5.put(file, "load", part.load, "rows sent to each expert, by layer and expert [rows]")
+        _put_steps(file, part.steps)
+    return path
+
+
+def put_answers(file: h5py.File, answers: Sequence[Answer]) -> None:
+    """The datasets that parts and results share."""
+    h5.put(file, "prompt", np.array([a.prompt for a in answers], np.int64), "row of each answer in the prompts file")
+    h5.put_ragged(file, "tokens", [a.tokens for a in answers], "int32", "new tokens, the stop token included")
+    h5.put_ragged(file, "logprobs", [a.logprobs for a in answers], "float32", "log-probability of each token [nat]")
+    h5.put_strings(file, "stop", [a.stop for a in answers], "why each answer ended: eos, length or context")
+
+
+def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:
+    h5.put(file, "timings/step", np.array([s.step for s in steps], np.int64), "number of each step")
+    h5.put(file, "timings/tokens", np.array([s.tokens for s in steps], np.int64), "tokens that this rank computed")
+    h5.put(file, "timings/answers", np.array([s.answers for s in steps], np.int64), "tokens that this rank chose")
+    h5.put(file, "timings/wall", np.array([s.wall for s in steps], np.float64), "seconds of each step [s]")
+    stages = np.array([s.stages for s in steps], np.float64).reshape(len(steps), len(STAGES))
+    h5.put(file, "timings/seconds", stages, "seconds of each step in each stage [s]")
+
+
+def read(path: Path) -> Part:
+    """The part in `path`. Raises `InputError`."""
+    with h5.reading(path, "part") as file:
+        answers = tuple(take_answers(file, path))
+        load = h5.take(file, "load", path)
+        number, tokens, chosen, wall, stages = (h5.take(file, f"timings/{name}", path)
+                                                for name in ("step", "tokens", "answers", "wall", "seconds"))
+        attempt = int(file.attrs["attempt"])
+    steps = tuple(StepTime(int(n), int(t), int(c), float(w), s)
+                  for n, t, c, w, s in zip(number, tokens, chosen, wall, stages))
+    return Part(answers, load, steps, attempt)
+
+
+def take_answers(file: h5py.File, path: Path) -> Iterable[Answer]:
+    """The answers in a part or results file, in its order. Raises `InputError`."""
+    prompt = h5.take(file, "prompt", path)
+    tokens, offsets = h5.ragged(file, "tokens", path)
+    logprobs, _ = h5.ragged(file, "logprobs", path)
+    stop = h5.strings(file, "stop", path)
+    for row, number in enumerate(prompt):
+        part = slice(offsets[row], offsets[row + 1])
+        yield Answer(int(number), tokens[part], logprobs[part], stop[row])
+
+
+def finished(output: Path, identity: str) -> tuple[int, np.ndarray]:
+    """The next attempt's number, and the prompts that earlier attempts finished, `[n]` int64 ascending.
+
+    Raises `JobError` where the parts belong to another job.
+    """
+    attempt, done = 0, [np.empty(0, np.int64)]
+    for path in files(output):
+        with h5.reading(path, "part") as file:
+            if str(file.attrs["identity"]) != identity:
+                raise JobError(f"{folder(output)} holds parts of another job: give --overwrite to throw them away, "
+                               "or another output")
+            attempt = max(attempt, int(file.attrs["attempt"]) + 1)
+            done.append(h5.take(file, "prompt", path))
+    return attempt, np.sort(np.concatenate(done))
+
+
+def remove(output: Path) -> None:
+    """Deletes the parts of `output`."""
+    shutil.rmtree(folder(output), ignore_errors=True)

@@ -1,0 +1,131 @@
+"""prompts.h5: `tokens/data` int32 with `tokens/offsets` int64 `[P + 1]`, `id` `[P]`, and `text` `[P]`.
+
+Made by `hpcmoe prompts` from text lines, or from JSONL with `id` and `text` or `tokens`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpcmoe.errors import InputError
+from hpcmoe.files import h5
+from hpcmoe.files.model import ModelFile
+from hpcmoe.files.tokenizer import Tokenizer
+from hpcmoe.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P prompts."""
+
+    data: np.ndarray
+    """int32, the tokens of all prompts"""
+    offsets: np.ndarray
+    """`[P + 1]` int64"""
+    ids: tuple[str, ...]
+    uuid: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, prompt: int) -> np.ndarray:
+        """The tokens of one prompt, int32."""
+        return self.data[self.offsets[prompt]:self.offsets[prompt + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[P]` int64"""
+        return np.diff(self.offsets)
+
+
+def read(path: Path) -> Prompts:
+    """The prompts in `path`. Raises `InputError`."""
+    with h5.reading(path, "prompts") as file:
+        data, offsets = h5.ragged(file, "tokens", path)
+        ids = h5.strings(file, "id", path)
+        uuid = str(file.attrs.get("uuid", ""))
+    if len(ids) != len(offsets) - 1:
+        raise InputError(f"{path}: {len(ids)} ids for {len(offsets) - 1} prompts: make the file again")
+    if not np.issubdtype(data.dtype, np.integer):
+        raise InputError(f"{path}: tokens/data is {data.dtype}, not int32: make the file again")
+    return Prompts(data.astype(np.int32), offsets, tuple(ids), uuid)
+
+
+def check(prompts: Prompts, spec: ModelSpec, where: str) -> None:
+    """Raises `InputError` where `spec` cannot take these prompts, naming the first that does not fit."""
+    if not len(prompts):
+        raise InputError(f"{where}: there are no prompts in it")
+    for number, (name, length) in enumerate(zip(prompts.ids, prompts.lengths)):
+        if length == 0:
+            raise InputError(f"{where}: prompt {number} (id {name}) is empty")
+        if length >= spec.context:
+            raise InputError(f"{where}: prompt {number} (id {name}) has {length} tokens, and the context of "
+                             f"{spec.name} is {spec.context}: shorten it to {spec.context - 1} or fewer")
+    wrong = np.flatnonzero((prompts.data < 0) | (prompts.data >= spec.vocabulary))
+    if len(wrong):
+        number = int(np.searchsorted(prompts.offsets, wrong[0], side="right")) - 1
+        raise InputError(f"{where}: prompt {number} (id {prompts.ids[number]}) has the token {prompts.data[wrong[0]]}, "
+                         f"outside the vocabulary of {spec.vocabulary}: was it made for another model?")
+
+
+def convert(source: Path, target: Path, model: ModelFile) -> int:
+    """Writes the prompts of a text or JSONL file; returns how many. Raises `InputError`, `JobError`."""
+    records = _records(source)
+    if not records:
+        raise InputError(f"{source}: there are no prompts in it")
+    tokenizer = Tokenizer(model.tokenizer) if model.tokenizer else None
+    tokens = []
+    for where, record in records:
+        if "tokens" in record:
+            tokens.append(_given(record["tokens"], where))
+        elif tokenizer is None:
+            raise InputError(f"{where}: {model.path} has no tokenizer, so prompts must be JSONL with tokens")
+        else:
+            tokens.append(np.array(tokenizer.encode(record["text"]), np.int32))
+    ids = [str(record.get("id", number)) for number, (_, record) in enumerate(records)]
+    offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
+    check(Prompts(np.concatenate(tokens), offsets, tuple(ids)), model.spec, str(source))
+    write(target, ids, tokens, [record.get("text", "") for _, record in records])
+    return len(ids)
+
+
+def write(path: Path, ids: Sequence[str], tokens: Sequence[np.ndarray], text: Sequence[str] = ()) -> None:
+    """A prompts file. Raises `JobError` where it cannot be written."""
+    with h5.writing(path, "prompts") as file:
+        h5.put_ragged(file, "tokens", tokens, "int32", "tokens of all prompts, one after another")
+        h5.put_strings(file, "id", ids, "the user's own name of each prompt")
+        if text:
+            h5.put_strings(file, "text", text, "text of each prompt")
+
+
+def _records(source: Path) -> list[tuple[str, dict]]:
+    try:
+        lines = source.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"{source} does not exist") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise InputError(f"{source} is not a text file") from None
+    jsonl = source.suffix in (".jsonl", ".ndjson")
+    return [(f"{source}, line {n}", _record(line, f"{source}, line {n}") if jsonl else {"text": line})
+            for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _record(line: str, where: str) -> dict:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error})") from None
+    if not isinstance(record, dict) or not ({"text", "tokens"} & set(record)):
+        raise InputError(f"{where}: should be an object with text or tokens, and id where wanted")
+    if not isinstance(record.get("text", ""), str):
+        raise InputError(f"{where}: text should be a string")
+    return record
+
+
+def _given(tokens: object, where: str) -> np.ndarray:
+    if not isinstance(tokens, list) or not all(type(t) is int and abs(t) < 2**31 for t in tokens):
+        raise InputError(f"{where}: tokens should be a list of whole numbers")
+    return np.array(tokens, np.int32)

@@ -1,0 +1,116 @@
+"""results.h5: the answers in the order of the prompts, packed from the parts when a run ends.
+
+    prompt [P] int64, id [P], text [P], stop [P]
+    tokens/data int32, logprobs/data float32, each with offsets int64 [P + 1]
+    load [L, E] int64
+    timings/attempt, step, tokens, answers, wall [steps]; timings/mean, max [steps, stages] over the ranks
+    host [R]
+    attributes: job (TOML), identity, versions, ranks, experts_per_rank
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpcmoe.errors import JobError
+from hpcmoe.files import h5, parts
+from hpcmoe.files.parts import Part, Provenance
+from hpcmoe.files.prompts import Prompts
+from hpcmoe.types import STAGES, Answer
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """The steps of a run, over all its ranks and attempts."""
+
+    attempt: np.ndarray
+    """`[steps]` int64"""
+    step: np.ndarray
+    """`[steps]` int64, from 0 in each attempt"""
+    tokens: np.ndarray
+    """`[steps]` int64: tokens computed on all ranks"""
+    answers: np.ndarray
+    """`[steps]` int64: tokens chosen on all ranks"""
+    wall: np.ndarray
+    """`[steps]` float64: seconds on the slowest rank"""
+    mean: np.ndarray
+    """`[steps, stages]` float64: seconds in each stage, mean over the ranks"""
+    max: np.ndarray
+    """`[steps, stages]` float64: the same on the slowest rank"""
+
+
+def is_finished(output: Path, identity: str) -> bool:
+    """Whether `output` holds the results of this very job. Raises `JobError` where they are another job's."""
+    if not output.exists():
+        return False
+    with h5.reading(output, "results") as file:
+        if str(file.attrs.get("identity", "")) != identity:
+            raise JobError(f"output {output} belongs to another job: give --overwrite to replace it, or another name")
+    return True
+
+
+def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[np.ndarray], str]) -> None:
+    """Writes `output` from its parts, in the order of the prompts, and removes them.
+
+    Raises `JobError` where the file cannot be written.
+    """
+    pieces = [parts.read(path) for path in parts.files(output)]
+    answers = sorted((a for piece in pieces for a in piece.answers), key=lambda a: a.prompt)
+    numbers = [a.prompt for a in answers]
+    assert numbers == list(range(len(prompts))), "each prompt has exactly one answer"
+    with h5.writing(output, "results") as file:
+        origin.stamp(file)
+        parts.put_answers(file, answers)
+        h5.put_strings(file, "id", prompts.ids, "the user's own name of each prompt")
+        h5.put_strings(file, "text", [decode(a.tokens) for a in answers], "text of each answer")
+        load = np.sum([piece.load for piece in pieces], axis=0)
+        h5.put(file, "load", load, "rows sent to each expert, by layer and expert [rows]")
+        _put_timings(file, tabulate(pieces))
+    parts.remove(output)
+
+
+def tabulate(pieces: Sequence[Part]) -> StepTable:
+    """The step times of all parts, put together by (attempt, step)."""
+    keyed = [((piece.attempt, s.step), s) for piece in pieces for s in piece.steps]
+    order = {key: row for row, key in enumerate(sorted({key for key, _ in keyed}))}
+    rows = np.array([order[key] for key, _ in keyed], np.int64)
+    n = len(order)
+    ranks = np.bincount(rows, minlength=n)[:, None]
+    tokens, answers = np.zeros((2, n), np.int64)
+    wall, mean, largest = np.zeros(n), np.zeros((n, len(STAGES))), np.zeros((n, len(STAGES)))
+    if n:
+        np.add.at(tokens, rows, [s.tokens for _, s in keyed])
+        np.add.at(answers, rows, [s.answers for _, s in keyed])
+        np.maximum.at(wall, rows, [s.wall for _, s in keyed])
+        stages = np.array([s.stages for _, s in keyed])
+        np.add.at(mean, rows, stages)
+        np.maximum.at(largest, rows, stages)
+        mean /= ranks
+    attempt, step = np.array(sorted(order), np.int64).reshape(n, 2).T
+    return StepTable(attempt, step, tokens, answers, wall, mean, largest)
+
+
+def _put_timings(file: h5py.File, table: StepTable) -> None:
+    notes = {"attempt": "which start of the job", "step": "number of the step in its attempt",
+             "tokens": "tokens computed on all ranks [tokens]", "answers": "tokens chosen on all ranks [tokens]",
+             "wall": "seconds of the step on the slowest rank [s]",
+             "mean": "seconds in each stage, mean over the ranks [s]",
+             "max": "seconds in each stage on the slowest rank [s]"}
+    for name, note in notes.items():
+        h5.put(file, f"timings/{name}", getattr(table, name), note)
+    h5.put_strings(file, "timings/stage", STAGES, "names of the stages")
+
+
+def steps(file: h5py.File, path: Path) -> StepTable:
+    """The step times in a results file. Raises `InputError`."""
+    names = ("attempt", "step", "tokens", "answers", "wall", "mean", "max")
+    return StepTable(*(h5.take(file, f"timings/{name}", path) for name in names))
+
+
+def answers(path: Path) -> list[Answer]:
+    """The answers in a results file. Raises `InputError`."""
+    with h5.reading(path, "results") as file:
+        return list(parts.take_answers(file, path))

@@ -1,0 +1,155 @@
+"""From a process to a rank: MPI, the share of the cores, and how a job ends when something goes wrong.
+
+Nothing here runs before a verb needs it, so `--help` and `check` work where MPI does not.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from hpcmoe.errors import INTERNAL, HpcmoeError
+
+T = TypeVar("T")
+
+Idle = Callable[[], None]
+"""What a rank does between two looks at a request that is not complete."""
+
+RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+"""Where launchers leave a process's rank."""
+
+
+@dataclass(frozen=True)
+class World:
+    """All ranks of the job, seen from one."""
+
+    comm: Any
+    """mpi4py's COMM_WORLD"""
+    rank: int
+    size: int
+    hosts: tuple[str, ...]
+    """`[R]`: the host of each rank"""
+    threads: int
+    """BLAS threads of this rank"""
+    idle: Idle
+    """what to do between two looks at a request"""
+    library: str
+    """the MPI library's own version line"""
+
+
+class Agreed(Exception):
+    """A failure that all ranks know of. One of them reports it, all end with its code."""
+
+    def __init__(self, code: int, line: str, reporter: int) -> None:
+        super().__init__(line)
+        self.code, self.line, self.reporter = code, line, reporter
+
+
+def spin() -> None:
+    """Look again at once: for ranks with a core of their own."""
+
+
+def rest() -> None:
+    """Give the core away first: for ranks that outnumber the cores."""
+    time.sleep(0)
+
+
+def rank_by_launcher() -> int:
+    """This process's rank as its launcher says, before MPI is started; 0 without a launcher."""
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+
+
+def start() -> World:
+    """Starts MPI and shares out the cores. Collective over all processes of the job."""
+    import mpi4py
+    mpi4py.rc.thread_level = "funneled"
+    from mpi4py import MPI
+    comm = MPI.COMM_WORLD
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    threads, crowded = share_cores([tuple(sorted(cores)) for cores in node.allgather(os.sched_getaffinity(0))],
+                                   node.rank)
+    node.Free()
+    limit_blas(threads)
+    hosts = tuple(comm.allgather(MPI.Get_processor_name()))
+    library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+    return World(comm, comm.rank, comm.size, hosts, threads, rest if crowded else spin, library)
+
+
+def share_cores(cores: list[tuple[int, ...]], me: int) -> tuple[int, bool]:
+    """The BLAS threads of one rank, and whether the ranks of its node outnumber their cores.
+
+    `cores` lists, for each rank of the node, those that it may run on; ranks that the
+    launcher bound have cores of their own, others share what they were given.
+    """
+    sharers = cores.count(cores[me])
+    return max(1, len(cores[me]) // sharers), sharers > len(cores[me])
+
+
+def limit_blas(threads: int) -> None:
+    """Sets the BLAS threads of this process, unless its environment already says how many."""
+    if not {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ):
+        from threadpoolctl import threadpool_limits
+        threadpool_limits(threads)
+
+
+def on_root(world: World, work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, on all ranks. Collective. Raises `Agreed` where it raised there."""
+    outcome: tuple[T | None, HpcmoeError | None] = (None, None)
+    if world.rank == 0:
+        try:
+            outcome = work(), None
+        except HpcmoeError as error:
+            outcome = None, error
+    value, failure = world.comm.bcast(outcome)
+    if failure is not None:
+        raise Agreed(failure.code, str(failure), 0)
+    return value
+
+
+def together(world: World, work: Callable[[], T]) -> T:
+    """What `work` gives on each rank. Collective. Raises `Agreed` where it raised on any of them."""
+    value, failure = None, None
+    try:
+        value = work()
+    except HpcmoeError as error:
+        failure = error.code, str(error)
+    failures = world.comm.allgather(failure)
+    failed = [rank for rank, f in enumerate(failures) if f]
+    if failed:
+        code, line = failures[failed[0]]
+        alone = "" if len(failed) == world.size else f"rank {failed[0]} on {world.hosts[failed[0]]}: "
+        raise Agreed(code, alone + line, failed[0])
+    return value  # type: ignore[return-value]
+
+
+def guarded(world: World, work: Callable[[], None]) -> int:
+    """Runs `work`; returns the exit code that all ranks agree on, or ends the whole job from this rank."""
+    try:
+        work()
+        return 0
+    except Agreed as agreed:
+        if world.rank == agreed.reporter:
+            report(agreed.line)
+        return agreed.code
+    except HpcmoeError as error:
+        report(f"rank {world.rank} on {world.hosts[world.rank]}: {error}" if world.size > 1 else str(error))
+        end_all(world, error.code)
+    except BaseException:  # whatever it is, the other ranks must not wait for this one
+        print(f"hpcmoe: internal error on rank {world.rank} of {world.size}, host {world.hosts[world.rank]}:\n"
+              + traceback.format_exc(), file=sys.stderr, end="", flush=True)
+        end_all(world, INTERNAL)
+
+
+def report(line: str) -> None:
+    """The one line that an expected failure prints."""
+    print(f"hpcmoe: error: {line}", file=sys.stderr, flush=True)
+
+
+def end_all(world: World, code: int) -> NoReturn:
+    """Ends every rank of the job with `code`: after a plain exit the others would wait for ever."""
+    sys.stdout.flush()
+    world.comm.Abort(code)
+    os._exit(code)

@@ -1,0 +1,1 @@
+"""What a token meets on its own rank: embedding, attention, gate, expert, head."""

@@ -1,0 +1,1 @@
+"""What a person reads: tables of jobs, files and results."""

@@ -1,0 +1,46 @@
+"""What `run` prints: a line before, a summary after."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from hpcmoe import config, launch
+from hpcmoe.files import h5, results
+from hpcmoe.report import text
+from hpcmoe.report.show import load_table, speed_line
+
+
+def run(path: Path, overrides: tuple[str, ...], overwrite: bool) -> int:
+    """Runs a job on all ranks; returns the exit code. Collective."""
+    world = launch.start()
+    return launch.guarded(world, lambda: _run(world, path, overrides, overwrite))
+
+
+def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite: bool) -> None:
+    job = launch.on_root(world, lambda: config.load(path, overrides))
+    if world.rank == 0:
+        hosts = len(set(world.hosts))
+        print(f"hpcmoe: {world.size} ranks on {hosts} host{'s' * (hosts > 1)}, {world.threads} BLAS threads each, "
+              f"{world.library}", file=sys.stderr, flush=True)
+    from hpcmoe.engine import job as life
+    worked = life.run(world, job, overwrite)
+    if world.rank == 0:
+        output = Path(job.output)
+        print(summary(output) if worked else f"{output} is finished already; --overwrite runs the job again", end="")
+        sys.stdout.flush()
+
+
+def summary(output: Path) -> str:
+    """Where the results are, how fast they came, and how the experts were loaded."""
+    with h5.reading(output, "results") as file:
+        steps = results.steps(file, output)
+        load = h5.take(file, "load", output)
+        prompts = len(file["prompt"])
+        slots = int(file.attrs["experts_per_rank"])
+    out = text.console()
+    with out.capture() as page:
+        out.print(f"{output}: {prompts} prompts, {speed_line(steps)}")
+        if load.size and np.any(load):
+            out.print(load_table(load, slots))
+    return page.get()

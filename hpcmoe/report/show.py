@@ -1,0 +1,135 @@
+"""The page that `show` prints of any of our files."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hpcmoe import spec
+from hpcmoe.errors import InputError
+from hpcmoe.files import h5, parts, prompts, results
+from hpcmoe.files.model import ModelFile
+from hpcmoe.files.results import StepTable
+from hpcmoe.report import text
+from hpcmoe.types import STAGES
+
+WIDEST = 16
+"""Columns of experts that a table shows."""
+
+
+def show(path: Path, limit: int) -> None:
+    """Prints `path`, with `limit` prompts at most. Raises `InputError`."""
+    with h5.reading(path) as file:
+        layout = str(file.attrs["format"]).removeprefix("hpcmoe-")
+    pages = {"model": _model, "prompts": _prompts, "results": _results, "part": _results}
+    if layout not in pages:
+        raise InputError(f"{path} is a {layout} file, which this hpcmoe cannot show: update hpcmoe")
+    pages[layout](text.console(), path, limit)
+
+
+def _head(out: Console, file: h5py.File, path: Path) -> None:
+    marks = file.attrs
+    out.print(f"{path}: {str(marks['format']).removeprefix('hpcmoe-')}, made by {marks['creator']}, {marks['created']}")
+
+
+def _model(out: Console, path: Path, limit: int) -> None:
+    model = ModelFile(path)
+    with h5.reading(path, "model") as file:
+        _head(out, file, path)
+    out.print(f"{model.spec.name}, {model.dtype}, "
+              f"{'with' if model.tokenizer else 'without'} a tokenizer, {text.size(path.stat().st_size)} on disk")
+    grid = text.table("Tensors", "part", ">tensors", ">values", ">size")
+    parts_of: dict[str, list[int]] = {}
+    for t in spec.tensors(model.spec):
+        parts_of.setdefault(t.part, []).append(t.values)
+    itemsize = 2 if model.dtype == "bfloat16" else 4
+    for part, values in parts_of.items():
+        grid.add_row(part, str(len(values)), f"{sum(values):,}", text.size(sum(values) * itemsize))
+    out.print(grid)
+    with h5.reading(path, "model") as file:
+        out.print(str(file.attrs["spec"]).rstrip(), markup=False)
+
+
+def _prompts(out: Console, path: Path, limit: int) -> None:
+    found = prompts.read(path)
+    with h5.reading(path, "prompts") as file:
+        _head(out, file, path)
+        words = h5.strings(file, "text", path) if "text" in file else [""] * len(found)
+    lengths = found.lengths
+    if len(found):
+        out.print(f"{len(found)} prompts, {lengths.min()} to {lengths.max()} tokens, {lengths.sum()} in all")
+    for number in range(min(limit, len(found))):
+        _entry(out, found.ids[number], f"{lengths[number]} tokens", words[number] or str(found[number].tolist()))
+    _rest(out, len(found), limit)
+
+
+def _results(out: Console, path: Path, limit: int) -> None:
+    with h5.reading(path) as file:
+        _head(out, file, path)
+        out.print(f"{file.attrs['versions']}")
+        hosts = h5.strings(file, "host", path)
+        out.print(f"{file.attrs['ranks']} ranks on {len(set(hosts))} hosts ({', '.join(sorted(set(hosts))[:8])})")
+        found = list(parts.take_answers(file, path))
+        ids = h5.strings(file, "id", path) if "id" in file else [f"prompt {a.prompt}" for a in found]
+        words = h5.strings(file, "text", path) if "text" in file else [""] * len(found)
+        for answer, name, said in list(zip(found, ids, words))[:limit]:
+            note = f"{len(answer.tokens)} tokens, {answer.stop}, mean log-probability {answer.logprobs.mean():.3f}"
+            _entry(out, name, note, said or str(answer.tokens.tolist()))
+        _rest(out, len(found), limit)
+        load = h5.take(file, "load", path)
+        if load.size and np.any(load):
+            out.print(load_table(load, int(file.attrs["experts_per_rank"])))
+        if "timings/mean" in file:
+            steps = results.steps(file, path)
+            out.print(speed_line(steps))
+            out.print(stage_table(steps))
+
+
+def _entry(out: Console, name: str, note: str, words: str) -> None:
+    out.print(Text.assemble((name, "bold"), f"  ({note})"))
+    out.print(Padding(Text(words.strip()), (0, 0, 1, 4)))
+
+
+def _rest(out: Console, count: int, limit: int) -> None:
+    if count > limit:
+        out.print(f"… and {count - limit} more (--limit shows more)\n")
+
+
+def speed_line(steps: StepTable) -> str:
+    """Tokens and tokens/s over all steps."""
+    wall, new = float(steps.wall.sum()), int(steps.answers.sum())
+    return (f"{new} new tokens in {len(steps.wall)} steps and {text.seconds(wall)}: "
+            f"{new / max(wall, 1e-9):.1f} tokens/s ({int(steps.tokens.sum())} computed, prompts included)")
+
+
+def stage_table(steps: StepTable) -> Table:
+    """Seconds of all steps, by stage."""
+    grid = text.table("Seconds by stage, summed over the steps", "stage", ">mean over ranks", ">slowest rank", ">share")
+    total = max(float(steps.mean.sum()), 1e-12)
+    for column, name in enumerate(STAGES):
+        mean = float(steps.mean[:, column].sum())
+        grid.add_row(name, text.seconds(mean), text.seconds(float(steps.max[:, column].sum())),
+                     f"{100 * mean / total:.0f} %")
+    return grid
+
+
+def load_table(load: np.ndarray, slots: int) -> Table:
+    """Rows per expert over all layers, and the imbalance of the layers; load `[L, E]` int64."""
+    busy = load[load.sum(axis=1) > 0]
+    total = busy.sum(axis=0)
+    imbalance = busy.max(axis=1) / busy.mean(axis=1)
+    title = (f"Load of the experts ({slots} per rank at most), rows over {len(busy)} layers; "
+             f"busiest over mean in a layer: {imbalance.mean():.2f}, at worst {imbalance.max():.2f}")
+    grid = text.table(title, ">expert", ">rows", ">share", "")
+    order = range(len(total)) if len(total) <= WIDEST else np.argsort(-total)[:WIDEST]
+    for expert in order:
+        share = total[expert] / total.sum()
+        grid.add_row(str(expert), f"{total[expert]:,}", f"{100 * share:.1f} %",
+                     "█" * round(20 * total[expert] / total.max()))
+    if len(total) > WIDEST:
+        grid.add_row("others", f"{total.sum() - np.sort(total)[-WIDEST:].sum():,}", "", "")
+    return grid

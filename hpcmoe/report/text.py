@@ -1,0 +1,39 @@
+"""Words and tables for a terminal or a log."""
+
+import os
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def console() -> Console:
+    """Where pages are printed: as wide as the terminal, 110 columns in a log."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110
+    return Console(width=width, highlight=False, soft_wrap=False)
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table; a column whose name begins with ">" is ranged right."""
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        grid.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    return grid
+
+
+def size(count: float) -> str:
+    """Bytes as people write them, in powers of ten: 64.1 GB."""
+    for unit in UNITS:
+        if abs(count) < 999.95 or unit == UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def seconds(span: float) -> str:
+    """A span of time as people write it: 12.3 s, 4.5 ms."""
+    if span >= 1:
+        return f"{span:.1f} s"
+    return f"{span * 1e3:.2f} ms"

@@ -1,0 +1,160 @@
+"""The words between neighbours: what `model`, `exchange`, `placement` and `engine` hand to each other."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows of one sequence in a micro-batch: its next `rows` tokens, behind `cached` ones."""
+
+    slot: int
+    first: int
+    rows: int
+    cached: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of T tokens: pieces of sequences, each with the place where its past is kept."""
+
+    token: np.ndarray
+    """`[T]` int32"""
+    position: np.ndarray
+    """`[T]` int32, from 0 in each sequence"""
+    spans: tuple[Span, ...]
+    wanted: np.ndarray
+    """`[B]` int32: the rows whose logits are asked for, ascending"""
+
+    @property
+    def rows(self) -> int:
+        return len(self.token)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the gate sends each token, and what each answer weighs."""
+
+    expert: np.ndarray
+    """`[T, K]` int32"""
+    weight: np.ndarray
+    """`[T, K]` float32"""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Who holds what in one layer: a table of S slots, ascending by rank.
+
+    A slot holds one expert, or one of its replicas, or one shard of it.
+    """
+
+    ranks: int
+    rank: np.ndarray
+    """`[S]` int32: the rank that has the slot"""
+    expert: np.ndarray
+    """`[S]` int32: the expert that is in it"""
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """`[R + 1]` int32: the first slot of each rank; its last entry is S."""
+        return np.searchsorted(self.rank, np.arange(self.ranks + 1)).astype(np.int32)
+
+    @cached_property
+    def slot(self) -> np.ndarray:
+        """`[E]` int32: the slot of each expert."""
+        slot = np.full(int(self.expert.max(initial=-1)) + 1, -1, np.int32)
+        slot[self.expert] = np.arange(len(self.expert))
+        return slot
+
+    @cached_property
+    def most(self) -> int:
+        """The largest number of slots on a rank."""
+        return int(np.diff(self.first).max(initial=0))
+
+    def held_by(self, rank: int) -> list[int]:
+        """The experts in the slots of `rank`, in the order of its slots."""
+        return [int(e) for e in self.expert[self.first[rank]:self.first[rank + 1]]]
+
+
+@dataclass(frozen=True)
+class SendPlan:
+    """How the rows of a micro-batch leave, and where their answers come home.
+
+    A token goes to a rank once, with a trailer that lists the slots there; it comes home once for
+    each of its K experts. Both ways are ordered by (rank, token), the way home then by k.
+    """
+
+    token: np.ndarray
+    """`[N]` int32: the token of each row that leaves"""
+    trailer: np.ndarray
+    """`[N, W]` int16: slots on the destination rank, -1 behind the last; W = 0 where a rank has one"""
+    counts: np.ndarray
+    """`[R]` int64: rows that leave for each rank"""
+    home: np.ndarray
+    """`[T, K]` int32: the row that answers (token, k), among those that come home"""
+    home_counts: np.ndarray
+    """`[R]` int64: rows that come home from each rank"""
+
+
+@dataclass(frozen=True)
+class ReceivePlan:
+    """What a rank does with M received rows: which slot computes which, and in what order they return."""
+
+    row: np.ndarray
+    """`[M]` int32: the received row of each computed row; computed rows are ordered by (slot, source, token)"""
+    place: np.ndarray
+    """`[M]` int32: where each computed row goes among those that return"""
+    slot_counts: np.ndarray
+    """`[slots]` int64: computed rows of each slot of this rank"""
+    home_counts: np.ndarray
+    """`[R]` int64: rows that return to each rank"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a micro-batch came to: one entry for each wanted row."""
+
+    token: np.ndarray
+    """`[B]` int32: the chosen next token"""
+    logprob: np.ndarray
+    """`[B]` float32: its log-probability"""
+    load: np.ndarray
+    """`[L, E]` int64: (token, k) pairs that were sent to each expert; zeros for dense layers"""
+    logits: np.ndarray | None = field(default=None, repr=False)
+    """`[B, V]` float32, where they were asked for"""
+
+
+STAGES = ("attention", "gate", "pack", "exchange", "expert", "combine", "head")
+"""The stages of a step whose seconds are kept: attention with norms and dense layers; gate; rows and
+counts made ready to leave; waiting for counts and rows; experts; answers summed; head and choice."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What one step of one rank took."""
+
+    step: int
+    tokens: int
+    """tokens that this rank computed"""
+    answers: int
+    """new tokens that this rank chose"""
+    wall: float
+    """seconds of the whole step"""
+    stages: np.ndarray
+    """`[len(STAGES)]` float64 seconds"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished prompt."""
+
+    prompt: int
+    """its row in the prompts file"""
+    tokens: np.ndarray
+    """`[n]` int32: the new tokens, the stop token included"""
+    logprobs: np.ndarray
+    """`[n]` float32"""
+    stop: str
+    """eos, length or context"""
