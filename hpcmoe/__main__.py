@@ -60,13 +60,13 @@ def init(spec: Path, output: Path, seed: int, dtype: str) -> None:
 @cli.command(short_help="Make a prompts file from text or JSONL.")
 @click.argument("source", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="The prompts.h5 to write.")
-@click.option("--model", type=FILE, required=True, help="The model.h5 whose tokenizer and vocabulary count.")
+@click.option("--model", type=FILE, required=True, help="The model.h5 (or spec.toml) that the prompts are for.")
 def prompts(source: Path, output: Path, model: Path) -> None:
     """Make a prompts file from SOURCE: a text file with a prompt a line, or JSONL (.jsonl) with "text" or
     "tokens", and "id" where wanted."""
+    from hpcmoe.engine.inputs import open_model
     from hpcmoe.files import prompts as layout
-    from hpcmoe.files.model import ModelFile
-    count = layout.convert(source, output, ModelFile(model))
+    count = layout.convert(source, output, open_model(model))
     click.echo(f"{output}: {count} prompts")
 
 

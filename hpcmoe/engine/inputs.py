@@ -13,12 +13,9 @@ from hpcmoe.files.model import ModelFile
 from hpcmoe.files.prompts import Prompts
 
 
-def open_model(job: Job) -> ModelFile | Drawn:
-    """The job's weights: a model file, or drawn from the seed where it names a spec. Raises `InputError`."""
-    path = Path(job.model)
-    if path.suffix == ".toml":
-        return Drawn(spec.load(path), job.generate.seed)
-    return ModelFile(path)
+def open_model(path: Path, seed: int = 0) -> ModelFile | Drawn:
+    """The model file at `path`, or weights drawn from the seed where it is a spec. Raises `InputError`."""
+    return Drawn(spec.load(path), seed) if path.suffix == ".toml" else ModelFile(path)
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Inputs:
 
 def read(job: Job) -> Inputs:
     """Opens and checks what the job names. Raises `InputError`."""
-    model = open_model(job)
+    model = open_model(Path(job.model), job.generate.seed)
     path = Path(job.prompts)
     if path.suffix in (".txt", ".jsonl"):
         raise InputError(f"prompts {path} is a text file: first run hpcmoe prompts {path.name} "

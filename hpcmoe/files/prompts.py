@@ -12,7 +12,7 @@ import numpy as np
 
 from hpcmoe.errors import InputError
 from hpcmoe.files import h5
-from hpcmoe.files.model import ModelFile
+from hpcmoe.files.model import Source
 from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.spec import ModelSpec
 
@@ -71,8 +71,8 @@ def check(prompts: Prompts, spec: ModelSpec, where: str) -> None:
                          f"outside the vocabulary of {spec.vocabulary}: was it made for another model?")
 
 
-def convert(source: Path, target: Path, model: ModelFile) -> int:
-    """Writes the prompts of a text or JSONL file; returns how many. Raises `InputError`, `JobError`."""
+def convert(source: Path, target: Path, model: Source) -> int:
+    """Writes the prompts of a text or JSONL file for `model`; returns how many. Raises `InputError`, `JobError`."""
     records = _records(source)
     if not records:
         raise InputError(f"{source}: there are no prompts in it")
@@ -82,7 +82,7 @@ def convert(source: Path, target: Path, model: ModelFile) -> int:
         if "tokens" in record:
             tokens.append(_given(record["tokens"], where))
         elif tokenizer is None:
-            raise InputError(f"{where}: {model.path} has no tokenizer, so prompts must be JSONL with tokens")
+            raise InputError(f"{where}: {model.spec.name} has no tokenizer, so prompts must be JSONL (.jsonl) with tokens")
         else:
             tokens.append(np.array(tokenizer.encode(record["text"]), np.int32))
     ids = [str(record.get("id", number)) for number, (_, record) in enumerate(records)]

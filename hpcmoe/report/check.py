@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from hpcmoe import array, config, spec, tables
 from hpcmoe.config import Checkpoint, Compute, Exchange, Generate, Job, Schedule
@@ -17,6 +18,8 @@ from hpcmoe.spec import ModelSpec
 
 CPU_WEIGHT = 4
 """Bytes of a weight on a CPU, whatever the dtype: see `array`."""
+SHORT = 1024
+"""Tokens of the sequence that a spec without a job is shown with."""
 SCALES = {"": 1, "B": 1} | {f"{p}B": 1000 ** n for n, p in enumerate("kMGT", 1)} | {
     f"{p}iB": 1024 ** n for n, p in enumerate("KMGT", 1)}
 
@@ -27,8 +30,8 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
     out = text.console()
     if is_spec(path):
         model, job = spec.load(path), bare_job(path)
-        sizes = Sizes(1, 1, model.context)
-        out.print(f"{path}: a spec without a job; memory is for one sequence of {model.context} tokens")
+        sizes = Sizes(1, 1, min(model.context, SHORT))
+        out.print(f"{path}: a spec without a job, shown with one sequence of {sizes.length} tokens")
     else:
         job = config.load(path, overrides)
         found = inputs.read(job)
@@ -41,9 +44,10 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
                   f"  output   {job.output}, {state}")
     memory = _memory(model, job, sizes, ranks, limit is not None)
     out.print(_layout(model, sizes, ranks))
-    out.print(_table(memory, ranks, job.compute.dtype if limit else "float32 weights (CPU)"))
+    out.print(f"Memory of the fullest rank, {job.compute.dtype if limit else 'on a CPU, where weights are float32'}:")
+    out.print(_table(memory))
     if limit is not None:
-        verdict(memory, limit, gpu_memory or "")
+        verdict(memory, limit, gpu_memory or "", place(model, ranks).most)
         out.print(f"It fits: {text.size(memory.total)} of {gpu_memory}.")
 
 
@@ -75,17 +79,17 @@ def _memory(model: ModelSpec, job: Job, sizes: Sizes, ranks: int, gpu: bool) -> 
 
 
 def _layout(model: ModelSpec, sizes: Sizes, ranks: int) -> str:
-    work = f"up to {sizes.sequences} sequences and {sizes.tokens} tokens a step on each rank"
+    work = f"up to {text.plural(sizes.sequences, 'sequence')} and {text.plural(sizes.tokens, 'token')} a step on each"
     if not model.moe:
-        return f"{ranks} ranks, a dense model, {work}"
+        return f"{text.plural(ranks, 'rank')}, a dense model, {work}"
     held = np.diff(place(model, ranks).first)
     spare = int((held == 0).sum())
-    slots = f"{held.max()} expert{'s' * bool(held.max() > 1)} per rank and layer"
-    return f"{ranks} ranks, E = {model.experts}: {slots}{f', {spare} ranks without' if spare else ''}; {work}"
+    slots = f"{text.plural(int(held.max()), 'expert')} per rank and layer{f', {spare} ranks without' if spare else ''}"
+    return f"{text.plural(ranks, 'rank')}, E = {model.experts}: {slots}; {work}"
 
 
-def _table(memory: Memory, ranks: int, dtype: str):
-    grid = text.table(f"Memory of the fullest of {ranks} ranks, {dtype}", "what", ">size")
+def _table(memory: Memory) -> Table:
+    grid = text.table("what", ">size")
     for part, count in memory.weights.items():
         grid.add_row(f"weights, {part}", text.size(count))
     grid.add_row("keys and values", text.size(memory.cache))
@@ -94,16 +98,20 @@ def _table(memory: Memory, ranks: int, dtype: str):
     return grid
 
 
-def verdict(memory: Memory, limit: float, words: str) -> None:
-    """Raises `JobError` where `memory` is more than `limit` bytes, and says what would help."""
+def verdict(memory: Memory, limit: float, words: str, slots: int) -> None:
+    """Raises `JobError` where `memory` is more than `limit` bytes, and says what would help.
+
+    `slots` is the number of experts per rank and layer.
+    """
     if memory.total <= limit:
         return
-    experts = memory.weights.get("experts", 0)
-    if memory.total - experts < limit:
-        hint = "more ranks hold fewer experts each"
-    elif sum(memory.weights.values()) - experts < limit:
+    weights, experts = sum(memory.weights.values()), memory.weights.get("experts", 0)
+    if weights <= limit:
         hint = "fewer or shorter sequences (schedule.max_sequences, generate.max_new_tokens) need less"
+    elif slots > 1 and weights - experts + experts / slots <= limit:
+        hint = f"the weights are {text.size(weights)}, and more ranks hold fewer experts each"
     else:
         part = max(memory.weights, key=lambda name: memory.weights[name])
-        hint = f"more ranks do not help, for each holds all of the {part} ({text.size(memory.weights[part])})"
+        hint = (f"the weights alone are {text.size(weights)}, and more ranks do not help: "
+                f"each holds all of the {part}, {text.size(memory.weights[part])}")
     raise JobError(f"GPUs of {words} do not hold it: {text.size(memory.total)} per rank are needed; {hint}")

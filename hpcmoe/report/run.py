@@ -8,7 +8,7 @@ import numpy as np
 from hpcmoe import config, launch
 from hpcmoe.files import h5, results
 from hpcmoe.report import text
-from hpcmoe.report.show import load_table, speed_line
+from hpcmoe.report.show import print_load, speed_line
 
 
 def run(path: Path, overrides: tuple[str, ...], overwrite: bool) -> int:
@@ -20,15 +20,13 @@ def run(path: Path, overrides: tuple[str, ...], overwrite: bool) -> int:
 def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite: bool) -> None:
     job = launch.on_root(world, lambda: config.load(path, overrides))
     if world.rank == 0:
-        hosts = len(set(world.hosts))
-        print(f"hpcmoe: {world.size} ranks on {hosts} host{'s' * (hosts > 1)}, {world.threads} BLAS threads each, "
-              f"{world.library}", file=sys.stderr, flush=True)
+        print(f"hpcmoe: {text.plural(world.size, 'rank')} on {text.plural(len(set(world.hosts)), 'host')}, "
+              f"{text.plural(world.threads, 'BLAS thread')} each, {world.library}", file=sys.stderr, flush=True)
     from hpcmoe.engine import job as life
     worked = life.run(world, job, overwrite)
     if world.rank == 0:
         output = Path(job.output)
-        print(summary(output) if worked else f"{output} is finished already; --overwrite runs the job again", end="")
-        sys.stdout.flush()
+        print(summary(output) if worked else f"{output} is finished already; --overwrite runs the job again")
 
 
 def summary(output: Path) -> str:
@@ -42,5 +40,5 @@ def summary(output: Path) -> str:
     with out.capture() as page:
         out.print(f"{output}: {prompts} prompts, {speed_line(steps)}")
         if load.size and np.any(load):
-            out.print(load_table(load, slots))
-    return page.get()
+            print_load(out, load, slots)
+    return page.get().rstrip()

@@ -1,11 +1,11 @@
 """The page that `show` prints of any of our files."""
 
+import textwrap
 from pathlib import Path
 
 import h5py
 import numpy as np
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -42,7 +42,7 @@ def _model(out: Console, path: Path, limit: int) -> None:
         _head(out, file, path)
     out.print(f"{model.spec.name}, {model.dtype}, "
               f"{'with' if model.tokenizer else 'without'} a tokenizer, {text.size(path.stat().st_size)} on disk")
-    grid = text.table("Tensors", "part", ">tensors", ">values", ">size")
+    grid = text.table("part", ">tensors", ">values", ">size")
     parts_of: dict[str, list[int]] = {}
     for t in spec.tensors(model.spec):
         parts_of.setdefault(t.part, []).append(t.values)
@@ -63,7 +63,7 @@ def _prompts(out: Console, path: Path, limit: int) -> None:
     if len(found):
         out.print(f"{len(found)} prompts, {lengths.min()} to {lengths.max()} tokens, {lengths.sum()} in all")
     for number in range(min(limit, len(found))):
-        _entry(out, found.ids[number], f"{lengths[number]} tokens", words[number] or str(found[number].tolist()))
+        _entry(out, found.ids[number], text.plural(int(lengths[number]), "token"), words[number] or str(found[number].tolist()))
     _rest(out, len(found), limit)
 
 
@@ -72,26 +72,31 @@ def _results(out: Console, path: Path, limit: int) -> None:
         _head(out, file, path)
         out.print(f"{file.attrs['versions']}")
         hosts = h5.strings(file, "host", path)
-        out.print(f"{file.attrs['ranks']} ranks on {len(set(hosts))} hosts ({', '.join(sorted(set(hosts))[:8])})")
+        named = ", ".join(sorted(set(hosts))[:8])
+        out.print(f"{text.plural(int(file.attrs['ranks']), 'rank')} on {text.plural(len(set(hosts)), 'host')} ({named})")
         found = list(parts.take_answers(file, path))
         ids = h5.strings(file, "id", path) if "id" in file else [f"prompt {a.prompt}" for a in found]
         words = h5.strings(file, "text", path) if "text" in file else [""] * len(found)
         for answer, name, said in list(zip(found, ids, words))[:limit]:
-            note = f"{len(answer.tokens)} tokens, {answer.stop}, mean log-probability {answer.logprobs.mean():.3f}"
+            note = f"{text.plural(len(answer.tokens), 'token')}, {answer.stop}, mean log-probability {answer.logprobs.mean():.3f}"
             _entry(out, name, note, said or str(answer.tokens.tolist()))
         _rest(out, len(found), limit)
         load = h5.take(file, "load", path)
         if load.size and np.any(load):
-            out.print(load_table(load, int(file.attrs["experts_per_rank"])))
+            print_load(out, load, int(file.attrs["experts_per_rank"]))
         if "timings/mean" in file:
             steps = results.steps(file, path)
             out.print(speed_line(steps))
+            out.print("Seconds by stage, summed over the steps:")
             out.print(stage_table(steps))
 
 
 def _entry(out: Console, name: str, note: str, words: str) -> None:
     out.print(Text.assemble((name, "bold"), f"  ({note})"))
-    out.print(Padding(Text(words.strip()), (0, 0, 1, 4)))
+    wrap = textwrap.TextWrapper(width=out.width, initial_indent="    ", subsequent_indent="    ")
+    for line in words.strip().splitlines():
+        out.print(wrap.fill(line), markup=False, soft_wrap=True)
+    out.print()
 
 
 def _rest(out: Console, count: int, limit: int) -> None:
@@ -108,7 +113,7 @@ def speed_line(steps: StepTable) -> str:
 
 def stage_table(steps: StepTable) -> Table:
     """Seconds of all steps, by stage."""
-    grid = text.table("Seconds by stage, summed over the steps", "stage", ">mean over ranks", ">slowest rank", ">share")
+    grid = text.table("stage", ">mean over ranks", ">slowest rank", ">share")
     total = max(float(steps.mean.sum()), 1e-12)
     for column, name in enumerate(STAGES):
         mean = float(steps.mean[:, column].sum())
@@ -117,14 +122,14 @@ def stage_table(steps: StepTable) -> Table:
     return grid
 
 
-def load_table(load: np.ndarray, slots: int) -> Table:
+def print_load(out: Console, load: np.ndarray, slots: int) -> None:
     """Rows per expert over all layers, and the imbalance of the layers; load `[L, E]` int64."""
     busy = load[load.sum(axis=1) > 0]
     total = busy.sum(axis=0)
     imbalance = busy.max(axis=1) / busy.mean(axis=1)
-    title = (f"Load of the experts ({slots} per rank at most), rows over {len(busy)} layers; "
-             f"busiest over mean in a layer: {imbalance.mean():.2f}, at worst {imbalance.max():.2f}")
-    grid = text.table(title, ">expert", ">rows", ">share", "")
+    out.print(f"Load of the experts, {slots} per rank at most: rows over {text.plural(len(busy), 'layer')}; "
+              f"busiest over mean in a layer {imbalance.mean():.2f}, at worst {imbalance.max():.2f}")
+    grid = text.table(">expert", ">rows", ">share", "")
     order = range(len(total)) if len(total) <= WIDEST else np.argsort(-total)[:WIDEST]
     for expert in order:
         share = total[expert] / total.sum()
@@ -132,4 +137,4 @@ def load_table(load: np.ndarray, slots: int) -> Table:
                      "█" * round(20 * total[expert] / total.max()))
     if len(total) > WIDEST:
         grid.add_row("others", f"{total.sum() - np.sort(total)[-WIDEST:].sum():,}", "", "")
-    return grid
+    out.print(grid)

@@ -12,12 +12,12 @@ UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 def console() -> Console:
     """Where pages are printed: as wide as the terminal, 110 columns in a log."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110
-    return Console(width=width, highlight=False, soft_wrap=False)
+    return Console(width=width, highlight=False)
 
 
-def table(title: str, *columns: str) -> Table:
+def table(*columns: str) -> Table:
     """An empty table; a column whose name begins with ">" is ranged right."""
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
         grid.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
     return grid
@@ -30,6 +30,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def plural(count: int, word: str) -> str:
+    """"1 host", "2 hosts"."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def seconds(span: float) -> str:
