@@ -78,7 +78,8 @@ class HuggingFaceCheckpoint:
             shape = tuple(part.get_shape())[0 if index is None else 1:]
             step = rows_per_block(shape)
             for row in range(0, shape[0], step):
-                block = part[row:row + step] if index is None else part[index:index + 1, row:row + step][0]
+                rows = slice(row, min(row + step, shape[0]))  # safetensors takes no slice past the end
+                block = part[rows] if index is None else part[index:index + 1, rows][0]
                 yield block.astype(np.float32, copy=False)
 
 

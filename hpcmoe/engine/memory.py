@@ -45,7 +45,7 @@ class Memory:
 def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> Sizes:
     """How much each of `ranks` ranks works on at once; lengths `[P]` int64 are those of the prompts."""
     sequences = job.schedule.max_sequences or min(MOST_SEQUENCES, -(-len(lengths) // ranks))
-    tokens = job.schedule.max_tokens or max(MOST_TOKENS, sequences)
+    tokens = job.schedule.max_tokens or min(MOST_TOKENS, sequences * int(lengths.max()))
     length = min(model.context, int(lengths.max()) + job.generate.max_new_tokens)
     return Sizes(sequences, max(tokens, sequences), length)
 

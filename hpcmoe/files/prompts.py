@@ -82,7 +82,7 @@ def convert(source: Path, target: Path, model: Source) -> int:
         if "tokens" in record:
             tokens.append(_given(record["tokens"], where))
         elif tokenizer is None:
-            raise InputError(f"{where}: {model.spec.name} has no tokenizer, so prompts must be JSONL (.jsonl) with tokens")
+            raise InputError(f"{where}: {model.spec.name} has no tokenizer, so prompts must be .jsonl with tokens")
         else:
             tokens.append(np.array(tokenizer.encode(record["text"]), np.int32))
     ids = [str(record.get("id", number)) for number, (_, record) in enumerate(records)]

@@ -63,7 +63,8 @@ def _prompts(out: Console, path: Path, limit: int) -> None:
     if len(found):
         out.print(f"{len(found)} prompts, {lengths.min()} to {lengths.max()} tokens, {lengths.sum()} in all")
     for number in range(min(limit, len(found))):
-        _entry(out, found.ids[number], text.plural(int(lengths[number]), "token"), words[number] or str(found[number].tolist()))
+        note = text.plural(int(lengths[number]), "token")
+        _entry(out, found.ids[number], note, words[number] or str(found[number].tolist()))
     _rest(out, len(found), limit)
 
 
@@ -72,13 +73,14 @@ def _results(out: Console, path: Path, limit: int) -> None:
         _head(out, file, path)
         out.print(f"{file.attrs['versions']}")
         hosts = h5.strings(file, "host", path)
-        named = ", ".join(sorted(set(hosts))[:8])
-        out.print(f"{text.plural(int(file.attrs['ranks']), 'rank')} on {text.plural(len(set(hosts)), 'host')} ({named})")
+        ranks, places = int(file.attrs["ranks"]), sorted(set(hosts))
+        out.print(f"{text.plural(ranks, 'rank')} on {text.plural(len(places), 'host')} ({', '.join(places[:8])})")
         found = list(parts.take_answers(file, path))
         ids = h5.strings(file, "id", path) if "id" in file else [f"prompt {a.prompt}" for a in found]
         words = h5.strings(file, "text", path) if "text" in file else [""] * len(found)
         for answer, name, said in list(zip(found, ids, words))[:limit]:
-            note = f"{text.plural(len(answer.tokens), 'token')}, {answer.stop}, mean log-probability {answer.logprobs.mean():.3f}"
+            length = text.plural(len(answer.tokens), "token")
+            note = f"{length}, {answer.stop}, mean log-probability {answer.logprobs.mean():.3f}"
             _entry(out, name, note, said or str(answer.tokens.tolist()))
         _rest(out, len(found), limit)
         load = h5.take(file, "load", path)

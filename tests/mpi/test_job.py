@@ -1,0 +1,125 @@
+"""Whole jobs on real ranks, from prompts.h5 to results.h5, against the slow oracle."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from models import TINY, VARIANTS
+
+from hpcmoe import config, launch, reference, tables
+from hpcmoe.engine import job as life
+from hpcmoe.files import parts, prompts, results
+from hpcmoe.files.drawn import Drawn
+
+pytestmark = pytest.mark.mpi
+LENGTHS = (1, 9, 3, 17, 1, 30, 2, 2, 5, 12, 1)
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def folder(comm, shared_tmp) -> Path:
+    """Prompts and specs of tiny models, the same files for all ranks."""
+    if comm.rank == 0:
+        rng = np.random.default_rng(1)
+        lists = [rng.integers(0, TINY.vocabulary, n).astype(np.int32) for n in LENGTHS]
+        prompts.write(shared_tmp / "prompts.h5", [f"p{i}" for i in range(len(lists))], lists)
+        for name, spec in VARIANTS.items():
+            (shared_tmp / f"{name}.toml").write_text(tables.dump(replace(spec, eos=(5, 60))))
+    comm.Barrier()
+    return shared_tmp
+
+
+def job(folder: Path, name: str, output: str, *overrides: str) -> config.Job:
+    """A job on the tiny model `name`, small enough to need chunks of prompts and refilled slots."""
+    path = folder / "job.toml"
+    settings = (f"model='{folder / name}.toml'", f"output='{folder / output}'", "schedule.max_sequences=2",
+                "schedule.max_tokens=7", f"generate.max_new_tokens={NEW}", "compute.dtype=float32")
+    if not path.exists():
+        path.write_text('model = "m"\nprompts = "prompts.h5"\noutput = "o"\n')
+    return config.load(path, settings + overrides)
+
+
+def run(comm, folder: Path, name: str, output: str, *overrides: str) -> tuple[config.Job, bool]:
+    """Runs a job on all ranks."""
+    chosen = comm.bcast(job(folder, name, output, *overrides) if comm.rank == 0 else None)
+    return chosen, life.run(launch.start(), chosen, overwrite=False)
+
+
+def wanted(folder: Path, name: str) -> list[list[int]]:
+    """What the oracle answers to each prompt."""
+    found = prompts.read(folder / "prompts.h5")
+    model = Drawn(replace(VARIANTS[name], eos=(5, 60)), 0)
+    weights = reference.read(model)
+    return [reference.generate(model.spec, weights, found[i], NEW) for i in range(len(found))]
+
+
+@pytest.mark.parametrize("name", ["tiny", "all experts", "one expert", "no experts"])
+def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name):
+    made, _ = run(comm, folder, name, f"{name}.h5")
+    problems = []
+    if comm.rank == 0:
+        got = results.answers(Path(made.output))
+        for i, (answer, want) in enumerate(zip(got, wanted(folder, name))):
+            stop = "eos" if want[-1] in (5, 60) else "length"
+            if answer.prompt != i or answer.tokens.tolist() != want or answer.stop != stop:
+                problems.append(f"prompt {i}: {answer} instead of {want}, {stop}")
+    everywhere(problems)
+
+
+def test_the_file_tells_what_happened(comm, folder, everywhere):
+    made, worked = run(comm, folder, "tiny", "told.h5")
+    problems = [] if worked else ["nothing was done"]
+    if comm.rank == 0:
+        with h5py.File(made.output) as file:
+            generated = np.diff(file["tokens/offsets"]).sum()
+            rows = sum(LENGTHS) + generated - len(LENGTHS)
+            moe = TINY.moe
+            checks = {
+                "load": file["load"][:].sum(axis=1).tolist() == [0] + [rows * moe.top_k] * 3,
+                "computed": file["timings/tokens"][:].sum() == rows,
+                "chosen": file["timings/answers"][:].sum() == generated,
+                "logprobs": (file["logprobs/data"][:] <= 0).all() and len(file["logprobs/data"]) == generated,
+                "ids": [i.decode() for i in file["id"]] == [f"p{i}" for i in range(len(LENGTHS))],
+                "job": config.tables.parse(file.attrs["job"])["schedule"]["max_sequences"] == 2,
+                "ranks": file.attrs["ranks"] == comm.size and len(file["host"]) == comm.size,
+                "versions": "numpy" in file.attrs["versions"] and "MPI" in file.attrs["versions"].upper(),
+                "stages": (file["timings/mean"][:].sum(axis=1) <= file["timings/wall"][:] * 1.001).all(),
+                "parts are gone": not parts.folder(Path(made.output)).exists(),
+            }
+            problems = [name for name, right in checks.items() if not right]
+    everywhere(problems)
+
+
+def test_a_finished_job_is_left_alone(comm, folder, everywhere):
+    run(comm, folder, "tiny", "twice.h5")
+    before = (folder / "twice.h5").stat().st_mtime_ns
+    comm.Barrier()
+    _, worked = run(comm, folder, "tiny", "twice.h5")
+    comm.Barrier()
+    everywhere(["it ran again"] if worked or (folder / "twice.h5").stat().st_mtime_ns != before else [])
+
+
+def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
+    first, _ = run(comm, folder, "tiny", "whole.h5")
+    second = comm.bcast(job(folder, "tiny", "resumed.h5", "checkpoint.every=0") if comm.rank == 0 else None)
+    if comm.rank == 0:  # what a job that died after three answers leaves
+        found = life.inputs.read(second)
+        origin = parts.Provenance(second.toml(), found.identity(second), "", 1, ("host",), 1)
+        three = tuple(a for a in results.answers(Path(first.output)) if a.prompt in (0, 4, 10))
+        parts.write(Path(second.output), 0, 0, 0, parts.Part(three, np.zeros((4, 6), np.int64), ()), origin)
+    comm.Barrier()
+    life.run(launch.start(), second, overwrite=False)
+    problems = []
+    if comm.rank == 0:
+        whole, resumed = (results.answers(Path(j.output)) for j in (first, second))
+        if [(a.prompt, a.tokens.tolist()) for a in whole] != [(a.prompt, a.tokens.tolist()) for a in resumed]:
+            problems.append("other answers")
+        with h5py.File(second.output) as file:
+            done = sum(len(a.tokens) for a in whole if a.prompt in (0, 4, 10))
+            if file["timings/answers"][:].sum() != sum(len(a.tokens) for a in whole) - done:
+                problems.append("answered prompts were computed again")
+            if set(file["timings/attempt"][:]) != {1}:
+                problems.append(f"attempts {file['timings/attempt'][:]}")
+    everywhere(problems)

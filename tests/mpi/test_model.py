@@ -1,0 +1,76 @@
+"""Logits of whole models on real ranks: against the slow oracle, and against transformers."""
+
+import numpy as np
+import pytest
+from models import VARIANTS, batch
+from rig import GOLDENS, Rig, golden
+
+from hpcmoe import reference
+from hpcmoe.convert.huggingface import HuggingFaceCheckpoint
+from hpcmoe.files.drawn import Drawn
+
+pytestmark = pytest.mark.mpi
+CLOSE = 5e-5
+"""Of the standard deviation of the logits."""
+
+
+def apart(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest difference over the standard deviation."""
+    return float(np.abs(got - want).max() / want.std())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_prefill_and_decode_equal_the_oracle(comm, everywhere, name):
+    """Every rank has a sequence of its own length, cut into pieces of 4, 1 and 1 and the rest; rank 1 has none."""
+    model = Drawn(VARIANTS[name], seed=3)
+    tokens = np.random.default_rng(comm.rank).integers(0, model.spec.vocabulary, 9 + comm.rank % 5)
+    tokens = tokens[:0] if comm.rank == 1 else tokens
+    with Rig(comm, model) as rig:
+        cuts = [(0, 4), (4, 5), (5, 6), (6, len(tokens))]
+        got = [rig.forward(batch((2, a, tokens[a:b])) if len(tokens) else batch()) for a, b in cuts]
+    logits = np.concatenate([outcome.logits for outcome in got])
+    problems = []
+    if len(tokens):
+        want = reference.logits(model.spec, reference.read(model), tokens)
+        if apart(logits, want) > CLOSE:
+            problems.append(f"{name}: {apart(logits, want):.1e} apart")
+        if not np.array_equal(np.concatenate([o.token for o in got]), want.argmax(1)):
+            problems.append(f"{name}: other tokens")
+    everywhere(problems)
+
+
+def test_load_counts_every_row_once(comm, everywhere):
+    model = Drawn(VARIANTS["tiny"], seed=3)
+    with Rig(comm, model) as rig:
+        outcome = rig.forward(batch((0, 0, [1, 2, 3]), (4, 0, [5])))
+    moe = model.spec.moe
+    sums = outcome.load.sum(axis=1).tolist()
+    everywhere([] if sums == [0, 4 * moe.top_k, 4 * moe.top_k, 4 * moe.top_k] else [f"load {sums}"])
+
+
+def through_cache(rig: Rig, comm, prompts, following) -> dict[int, np.ndarray]:
+    """Logits `[n + new, V]` of this rank's share of the prompts: prefill of all at once, then token by token."""
+    mine = [i for i in range(len(prompts)) if i % comm.size == comm.rank]
+    first = rig.forward(batch(*((i, 0, prompts[i]) for i in mine))).logits
+    rows = {i: [part] for i, part in zip(mine, np.split(first, np.cumsum([len(prompts[i]) for i in mine])[:-1]))}
+    for step in range(len(following[0])):
+        logits = rig.forward(batch(*((i, len(prompts[i]) + step, [following[i][step]]) for i in mine))).logits
+        for i, row in zip(mine, logits):
+            rows[i].append(row[None])
+    return {i: np.concatenate(rows[i]) for i in mine}
+
+
+@pytest.mark.parametrize("family", ["mixtral", "mixtral_window"])
+def test_float32_logits_equal_those_of_transformers(comm, everywhere, family):
+    found, prompts = golden(family)
+    tokens = [found[f"tokens_{i}"] for i in range(len(prompts))]
+    with Rig(comm, HuggingFaceCheckpoint(GOLDENS / family)) as rig:
+        got = through_cache(rig, comm, prompts, tokens)
+    problems = []
+    for i, logits in got.items():
+        distance = apart(logits, found[f"logits32_{i}"])
+        if distance > CLOSE:
+            problems.append(f"{family}, prompt {i}: {distance:.1e} apart")
+        if logits[len(prompts[i]) - 1:-1].argmax(axis=1).tolist() != tokens[i].tolist():
+            problems.append(f"{family}, prompt {i}: other greedy tokens")
+    everywhere(problems)

@@ -1,0 +1,86 @@
+"""Sequences, their micro-batches, and how prompts are dealt."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from models import TINY
+
+from hpcmoe.config import Generate
+from hpcmoe.engine.batch import Sequences, deal
+from hpcmoe.types import Outcome
+
+EOS = 7
+
+
+def run_all(prompts, rules, slots, max_tokens, chosen, context=64, eos=(EOS,)):
+    """Works through `prompts`; `chosen(prompt, n)` is the n-th new token. Returns answers, and rows of each step."""
+    from dataclasses import replace
+    sequences = Sequences(replace(TINY, context=context, eos=eos), rules, slots, max_tokens)
+    waiting, answers, rows = list(range(len(prompts))), {}, []
+    owner, seen = {}, {}
+    while waiting or sequences.active:
+        while waiting and sequences.free:
+            prompt = waiting.pop(0)
+            sequences.admit(prompt, prompts[prompt])
+        batch = sequences.batch()
+        rows.append(batch.rows)
+        assert 0 < batch.rows <= max_tokens
+        for span in batch.spans:
+            if span.cached == 0:
+                owner[span.slot] = next(p for p in range(len(prompts)) if p not in seen and p not in answers
+                                        and np.array_equal(prompts[p][:span.rows],
+                                                           batch.token[span.first:span.first + span.rows]))
+                seen[owner[span.slot]] = 0
+            assert batch.position[span.first:span.first + span.rows].tolist() == list(
+                range(span.cached, span.cached + span.rows))
+        last = {span.first + span.rows - 1: owner[span.slot] for span in batch.spans}
+        tokens = []
+        for row in batch.wanted:
+            prompt = last[int(row)]
+            tokens.append(chosen(prompt, seen[prompt]))
+            seen[prompt] += 1
+        outcome = Outcome(np.array(tokens, np.int32), -np.ones(len(tokens), np.float32), np.zeros((4, 6), np.int64))
+        for answer in sequences.advance(batch, outcome):
+            assert answer.prompt not in answers
+            answers[answer.prompt] = answer
+    return answers, rows
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8), slots=st.integers(1, 4), room=st.integers(0, 9),
+       new=st.integers(1, 6))
+def test_every_prompt_is_answered_once_whatever_the_slots_and_chunks(lengths, slots, room, new):
+    prompts = [np.full(n, 10 + number, np.int32) for number, n in enumerate(lengths)]
+    answers, _ = run_all(prompts, Generate(new), slots, slots + room, lambda prompt, n: 20 + n)
+    assert sorted(answers) == list(range(len(prompts)))
+    assert all(a.tokens.tolist() == list(range(20, 20 + new)) and a.stop == "length" for a in answers.values())
+
+
+def test_a_finished_slot_is_refilled_at_the_next_step():
+    prompts = [np.full(1, 10 + n, np.int32) for n in range(3)]
+    _, rows = run_all(prompts, Generate(4), 2, 8, lambda prompt, n: EOS if prompt == 0 else 1)
+    assert rows == [2, 2, 2, 2, 1]
+
+
+def test_the_end_token_is_kept_and_ends():
+    answers, _ = run_all([np.ones(2, np.int32)], Generate(9), 1, 8, lambda prompt, n: [3, EOS, 5][n])
+    assert answers[0].tokens.tolist() == [3, EOS] and answers[0].stop == "eos"
+    assert len(answers[0].logprobs) == 2
+
+
+def test_ignore_eos_goes_on():
+    answers, _ = run_all([np.ones(2, np.int32)], Generate(3, ignore_eos=True), 1, 8, lambda prompt, n: EOS)
+    assert answers[0].tokens.tolist() == [EOS] * 3 and answers[0].stop == "length"
+
+
+def test_the_context_ends_an_answer():
+    answers, _ = run_all([np.ones(5, np.int32)], Generate(9), 1, 8, lambda prompt, n: 1, context=8)
+    assert len(answers[0].tokens) == 3 and answers[0].stop == "context"
+
+
+@given(free=st.lists(st.integers(0, 5), min_size=1, max_size=9), waiting=st.integers(0, 40))
+def test_prompts_go_to_free_slots_evenly(free, waiting):
+    ranks = deal(np.array(free), waiting)
+    taken = np.bincount(ranks, minlength=len(free)) if ranks else np.zeros(len(free), int)
+    assert len(ranks) == min(waiting, sum(free)) and (taken <= free).all()
+    left = np.array(free) - taken
+    assert all(left[r] >= left.max() - 1 for r in range(len(free)) if taken[r])

@@ -1,0 +1,141 @@
+"""Every kernel against the slow oracle, over random shapes."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcmoe import reference
+from hpcmoe.array import BFLOAT16, FLOAT32, narrow, widen
+from hpcmoe.kernels import choice, combine, pack, rope
+from hpcmoe.kernels.attention import attend
+from hpcmoe.kernels.gate import choose
+from hpcmoe.kernels.linear import linear
+from hpcmoe.kernels.norm import rms_norm
+from hpcmoe.kernels.swiglu import swiglu
+from hpcmoe.spec import Attention, Dense, ModelSpec, Moe
+
+SIZE = st.integers(1, 9)
+SEED = st.integers(0, 2**32)
+DTYPES = pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def close(got: np.ndarray, want: np.ndarray, dtype: np.dtype) -> bool:
+    """Equal to float32's accuracy, or to one step of bfloat16 where sums end near the middle between two."""
+    tolerance = 1e-5 if dtype == FLOAT32 else 2.0**-7
+    return got.dtype == dtype and np.allclose(got.astype(np.float64), want, rtol=tolerance, atol=tolerance)
+
+
+@DTYPES
+@given(T=st.integers(0, 9), H=SIZE, N=SIZE, seed=SEED)
+def test_linear(dtype, T, H, N, seed):
+    x, w = draw(seed, T, H).astype(dtype), draw(seed + 1, N, H)
+    assert close(linear(x, w), x.astype(np.float64) @ w.T, dtype)
+
+
+@DTYPES
+@given(T=st.integers(0, 9), H=SIZE, seed=SEED)
+def test_rms_norm(dtype, T, H, seed):
+    x, w = draw(seed, T, H).astype(dtype), draw(seed + 1, H)
+    r = reference.rounding("float32" if dtype == FLOAT32 else "bfloat16")
+    assert close(rms_norm(x, w, 1e-5), reference.norm(x.astype(np.float64), w, 1e-5, r), dtype)
+
+
+@DTYPES
+@given(T=SIZE, H=SIZE, width=SIZE, seed=SEED)
+def test_swiglu(dtype, T, H, width, seed):
+    x, gate_up, down = draw(seed, T, H).astype(dtype), draw(seed + 1, 2 * width, H), draw(seed + 2, H, width)
+    r = reference.rounding("float32" if dtype == FLOAT32 else "bfloat16")
+    want = reference.swiglu(x.astype(np.float64), gate_up, down, r)
+    got = swiglu(x, gate_up, down)
+    assert close(got, want, dtype) if dtype == FLOAT32 else np.allclose(got.astype(np.float64), want, 2e-2, 0.1)
+
+
+def test_swiglu_of_a_very_negative_gate_is_zero_and_silent():
+    with np.errstate(all="raise"):
+        assert np.array_equal(swiglu(np.full((1, 1), -1e4, np.float32), np.ones((2, 1), np.float32),
+                                     np.ones((1, 1), np.float32)), [[0]])
+
+
+@given(heads=st.integers(1, 3), half=st.integers(1, 5), position=st.integers(0, 5000), seed=SEED)
+def test_rope(heads, half, position, seed):
+    x = draw(seed, 1, heads, 2 * half)
+    cos, sin = rope.tables(np.array([position]), rope.frequencies(2 * half, 1e4), FLOAT32)
+    want = np.array([[reference.rope(h.astype(np.float64), position, 1e4, lambda v: v) for h in x[0]]])
+    assert np.allclose(rope.rotate(x, cos, sin), want, atol=2e-3)
+
+
+@settings(deadline=None)
+@given(n=SIZE, cached=st.integers(0, 9), kv=st.integers(1, 3), group=st.integers(1, 3), window=st.integers(0, 6),
+       seed=SEED)
+def test_attention_over_a_cache_equals_the_end_of_a_whole_sequence(n, cached, kv, group, window, seed):
+    d, heads, m = 4, kv * group, n + cached
+    model = ModelSpec("m", 1, 6, 5, 99, Attention(heads, kv, d, window=window), Dense(1, 1))
+    weights = {"attention/qkv": draw(seed, (heads + 2 * kv) * d, 6).astype(np.float64),
+               "attention/o": np.eye(heads * d)}
+    x = draw(seed + 1, m, 6).astype(np.float64)
+    want = reference.attention(model, weights, x, lambda v: v)[cached:]
+    both = (x @ weights["attention/qkv"].T).astype(np.float32).reshape(m, heads + 2 * kv, d)
+    angles = rope.tables(np.arange(m), rope.frequencies(d, 1e4), FLOAT32)
+    q, k = rope.rotate(both[:, :heads], *angles), rope.rotate(both[:, heads:heads + kv], *angles)
+    got = attend(q[cached:], k.transpose(1, 0, 2), both[:, heads + kv:].transpose(1, 0, 2), window)
+    assert np.allclose(got, want, atol=1e-4)
+
+
+@given(T=st.integers(0, 9), E=st.integers(1, 12), data=st.data(), renormalise=st.booleans(), seed=SEED)
+def test_gate(T, E, data, renormalise, seed):
+    moe = Moe(E, data.draw(st.integers(1, E)), 1, renormalise=renormalise, scale=1.5)
+    model = ModelSpec("m", 1, E, 5, 9, Attention(1, 1, 2), None, moe)
+    logits = np.round(draw(seed, T, E), 1)  # coarse, so that there are ties
+    route = choose(logits, moe)
+    assert route.expert.shape == route.weight.shape == (T, moe.top_k) and route.weight.dtype == np.float32
+    for t in range(T):
+        expert, weight = reference.choose(model, np.eye(E), logits[t].astype(np.float64), lambda v: v)
+        assert np.allclose(np.sort(route.weight[t]), np.sort(weight), atol=1e-6)
+        assert sorted(logits[t][route.expert[t]]) == sorted(logits[t][expert])
+
+
+def test_gate_gives_a_tie_to_the_lower_expert():
+    assert choose(np.zeros((1, 5), np.float32), Moe(5, 3, 1)).expert.tolist() == [[0, 1, 2]]
+
+
+@DTYPES
+@given(T=SIZE, K=st.integers(1, 4), H=SIZE, seed=SEED)
+def test_combine(dtype, T, K, H, seed):
+    rows, weight = draw(seed, T * K, H).astype(dtype), draw(seed + 1, T, K)
+    home = np.random.default_rng(seed).permutation(T * K).reshape(T, K)
+    want = np.einsum("tk,tkh->th", weight.astype(np.float64), rows.astype(np.float64)[home])
+    assert close(combine.combine(rows, home, weight), want, dtype)
+
+
+@DTYPES
+@given(T=SIZE, N=st.integers(0, 9), H=SIZE, W=st.sampled_from([0, 8, 16]), seed=SEED)
+def test_pack_and_unpack(dtype, T, N, H, W, seed):
+    rng = np.random.default_rng(seed)
+    x, token = draw(seed, T, H).astype(dtype), rng.integers(0, T, N)
+    trailer = rng.integers(-1, 9, (N, W)).astype(np.int16)
+    message = np.empty((N, H * dtype.itemsize // 2 + W), np.uint16)
+    pack.pack(x, token, trailer, message)
+    assert np.array_equal(pack.unpack(message, H, dtype), x[token])
+    assert np.array_equal(pack.trailer(message, H, dtype, W), trailer)
+
+
+@given(B=st.integers(0, 5), V=st.integers(1, 50), seed=SEED)
+def test_greedy(B, V, seed):
+    logits = draw(seed, B, V)
+    token, logprob = choice.greedy(logits)
+    p = np.exp(logits.astype(np.float64))
+    assert token.tolist() == [row.tolist().index(row.max()) for row in logits]
+    assert np.allclose(logprob, np.log(p / p.sum(1, keepdims=True))[np.arange(B), token], atol=1e-5)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), max_size=40))
+def test_bfloat16_bits_go_there_and_back(values):
+    x = np.array(values, np.float32)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(widen(narrow(x)), x.astype(ml_dtypes.bfloat16).astype(np.float32))

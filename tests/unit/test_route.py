@@ -1,0 +1,76 @@
+"""Plans of sending and receiving, and placements, against their definitions."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcmoe.exchange.route import TRAILER, plan_receive, plan_send
+from hpcmoe.placement.plan import linear
+from hpcmoe.types import Route
+
+
+@st.composite
+def routes(draw):
+    """A placement, and a route on each of its ranks: random, all to one expert, or of no tokens at all."""
+    E, R = draw(st.integers(1, 20)), draw(st.integers(1, 9))
+    K = draw(st.integers(1, min(E, 10)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    skew = draw(st.booleans())
+    found = []
+    for _ in range(R):
+        T = draw(st.sampled_from([0, 1, 2, 7]))
+        expert = np.array([np.arange(K) if skew else rng.permutation(E)[:K] for _ in range(T)]).reshape(T, K)
+        found.append(Route(expert.astype(np.int32), rng.random((T, K), np.float32)))
+    return linear(E, R), found
+
+
+@given(E=st.integers(1, 300), R=st.integers(1, 300))
+def test_linear_placement_is_even(E, R):
+    placement = linear(E, R)
+    held = np.diff(placement.first)
+    assert held.sum() == E and held.max() - held.min() <= 1 and placement.most == held.max()
+    assert [e for r in range(R) for e in placement.held_by(r)] == list(range(E))
+    assert (placement.rank[placement.slot] == placement.rank).all()
+
+
+@given(routes())
+def test_rows_leave_once_for_each_rank_in_the_order_of_rank_and_token(case):
+    placement, found = case
+    for route in found:
+        plan = plan_send(route, placement)
+        rank = placement.rank[placement.slot[route.expert]]
+        want = sorted({(int(rank[t, k]), t) for t in range(len(rank)) for k in range(rank.shape[1])})
+        assert plan.token.tolist() == [t for _, t in want]
+        assert plan.counts.tolist() == [sum(r == at for r, _ in want) for at in range(placement.ranks)]
+        assert plan.trailer.shape[1] % TRAILER == 0 and (plan.trailer.shape[1] > 0) == (placement.most > 1)
+
+
+@given(routes())
+def test_every_answer_comes_home_to_its_token_and_its_k(case):
+    """All ranks of an exchange by hand: each answer says who computed what for whom."""
+    placement, found = case
+    R = placement.ranks
+    sends = [plan_send(route, placement) for route in found]
+    home = [[[] for _ in range(R)] for _ in range(R)]  # [source][rank]: answers in the order of return
+    for rank in range(R):
+        held = placement.held_by(rank)
+        counts = np.array([s.counts[rank] for s in sends])
+        parts = [slice(s.counts[:rank].sum(), s.counts[:rank + 1].sum()) for s in sends]
+        token = np.concatenate([s.token[p] for s, p in zip(sends, parts)])
+        trailer = np.concatenate([s.trailer[p] for s, p in zip(sends, parts)])
+        plan = plan_receive(counts, trailer, len(held))
+        source = np.repeat(np.arange(R), counts)
+        slot = np.repeat(np.arange(len(held)), plan.slot_counts)
+        order = [(s, source[r], token[r]) for s, r in zip(slot, plan.row)]
+        assert order == sorted(order)
+        answers = [None] * len(plan.row)
+        for s, row, place in zip(slot, plan.row, plan.place):
+            answers[place] = (int(source[row]), int(token[row]), held[s])
+        ends = np.cumsum(plan.home_counts)
+        for src in range(R):
+            home[src][rank] = answers[ends[src] - plan.home_counts[src]:ends[src]]
+    for src, (route, send) in enumerate(zip(found, sends)):
+        assert [len(h) for h in home[src]] == send.home_counts.tolist()
+        arrived = [a for h in home[src] for a in h]
+        T, K = route.expert.shape
+        assert all(arrived[send.home[t, k]] == (src, t, route.expert[t, k]) for t in range(T) for k in range(K))
