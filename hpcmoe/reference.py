@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from hpcmoe.files.model import Source
-from hpcmoe.spec import ModelSpec, tensors
+from hpcmoe.spec import ModelSpec, Moe, tensors
 
 Round = Callable[[np.ndarray], np.ndarray]
 
@@ -63,17 +63,23 @@ def rope(head: np.ndarray, position: int, theta: float, r: Round) -> np.ndarray:
 def attention(model: ModelSpec, at: dict[str, np.ndarray], x: np.ndarray, r: Round) -> np.ndarray:
     """The attention block of rows x `[n, H]`, without the residual."""
     a, n = model.attention, len(x)
-    both = r(x @ at["attention/qkv"].T).reshape(n, a.heads + 2 * a.kv_heads, a.head_dim)
-    turned = np.array([[rope(h, t, a.rope_theta, r) for h in both[t, :a.heads + a.kv_heads]] for t in range(n)])
+    both = r(x @ at["attention/qkv"].T + at.get("attention/qkv_bias", 0))
+    q, k, v = both[:, :a.query_width], both[:, a.query_width:-a.kv_width], both[:, -a.kv_width:]
+    if a.qk_norm == "full":
+        q, k = norm(q, at["attention/q_norm"], model.norm_eps, r), norm(k, at["attention/k_norm"], model.norm_eps, r)
+    if a.qk_norm == "head":
+        q, k = (norm(part.reshape(-1, a.head_dim), at[f"attention/{name}_norm"], model.norm_eps, r)
+                for part, name in ((q, "q"), (k, "k")))
+    bound = a.clip or np.inf
+    q, k, v = (np.clip(part.reshape(n, -1, a.head_dim), -bound, bound) for part in (q, k, v))
+    q, k = (np.array([[rope(h, t, a.rope_theta, r) for h in part[t]] for t in range(n)]) for part in (q, k))
     mixed = np.zeros((n, a.heads, a.head_dim))
     for h in range(a.heads):
         kv = h // (a.heads // a.kv_heads)
-        k, v = turned[:, a.heads + kv], both[:, a.heads + a.kv_heads + kv]
         for t in range(n):
             first = max(0, t - a.window + 1) if a.window else 0
-            scores = r(r(k[first:t + 1] @ turned[t, h]) * a.head_dim ** -0.5)
-            p = np.exp(scores - scores.max())
-            mixed[t, h] = r(r(p / p.sum()) @ v[first:t + 1])
+            scores = r(r(k[first:t + 1, kv] @ q[t, h]) * a.head_dim ** -0.5)
+            mixed[t, h] = r(r(softmax(scores)) @ v[first:t + 1, kv])
     return r(mixed.reshape(n, -1) @ at["attention/o"].T)
 
 
@@ -83,30 +89,46 @@ def swiglu(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray, r: Round) -> np
     return r(r(r(gate / (1 + np.exp(-gate))) * up) @ down.T)
 
 
-def choose(model: ModelSpec, gate: np.ndarray, row: np.ndarray, r: Round) -> tuple[list[int], list[float]]:
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Of one vector."""
+    p = np.exp(x - x.max())
+    return p / p.sum()
+
+
+def choose(m: Moe, logits: np.ndarray, bias: np.ndarray, r: Round) -> tuple[list[int], list[float]]:
     """The experts of one token, best first, and their weights."""
-    m = model.moe
-    assert m is not None
-    scores = gate @ row
-    if m.round_logits:
-        scores = r(scores)
-    p = np.exp(scores - scores.max())
-    p = p / p.sum()
-    chosen = sorted(range(m.experts), key=lambda e: (-p[e], e))[:m.top_k]
-    total = sum(p[e] for e in chosen) if m.renormalise else 1.0
-    return chosen, [p[e] / total * m.scale for e in chosen]
+    logits = r(logits) if m.round_logits else logits
+    sigmoid = 1 / (1 + np.exp(-logits))
+    scores = {"softmax": softmax(logits), "sigmoid": sigmoid, "softmax_of_chosen": logits}[m.score]
+    rank = scores + bias
+    size = m.experts // m.groups
+    members = {g: sorted(rank[g * size:(g + 1) * size])[::-1] for g in range(m.groups)}
+    worth = {g: sum(best[:2] if m.group_score == "top2" else best[:1]) for g, best in members.items()}
+    kept = sorted(members, key=lambda g: (-worth[g], g))[:m.groups_kept]
+    chosen = sorted((e for e in range(m.experts) if e // size in kept), key=lambda e: (-rank[e], e))[:m.top_k]
+    weights = np.array([scores[e] for e in chosen])
+    if m.score == "softmax_of_chosen":
+        weights = softmax(weights)
+    elif m.renormalise:
+        weights = weights / (weights.sum() + 1e-20)
+    weights = weights * m.scale
+    return chosen, list(r(weights) if m.round_weights else weights)
 
 
 def moe(model: ModelSpec, at: dict[str, np.ndarray], x: np.ndarray, r: Round) -> np.ndarray:
     """A mixture-of-experts block of rows x `[n, H]`."""
+    assert model.moe is not None
     out = np.zeros_like(x)
     for t, row in enumerate(x):
-        for e, weight in zip(*choose(model, at["gate"], row, r)):
-            answer = swiglu(row[None], at[f"experts/{e:03d}/gate_up"], at[f"experts/{e:03d}/down"], r)
-            out[t] += weight * answer[0]
+        for e, weight in zip(*choose(model.moe, at["gate"] @ row, at.get("gate_bias", np.zeros(1)), r)):
+            answer = swiglu(row[None], at[f"experts/{e:03d}/gate_up"], at[f"experts/{e:03d}/down"], r)[0]
+            out[t] += r(weight * answer) if model.moe.round_weights else weight * answer
     out = r(out)
     if "shared/down" in at:
-        out = r(out + swiglu(x, at["shared/gate_up"], at["shared/down"], r))
+        shared = swiglu(x, at["shared/gate_up"], at["shared/down"], r)
+        if "shared_gate" in at:
+            shared = r(r(1 / (1 + np.exp(-r(x @ at["shared_gate"].T)))) * shared)
+        out = r(out + shared)
     return out
 
 

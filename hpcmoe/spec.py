@@ -20,6 +20,10 @@ class Attention:
     head_dim: int = key(help="values per head; even", least=2)
     rope_theta: float = key(10000.0, help="base of the rotary frequencies", least=1)
     window: int = key(0, help="tokens that a token sees, itself included; 0 = all", least=0)
+    bias: bool = key(False, help="whether queries, keys and values have a bias")
+    qk_norm: str = key("none", help="RMS norm of queries and keys: of each head, or of their full width",
+                       choices=("none", "head", "full"))
+    clip: float = key(0.0, help="bound of queries, keys and values, behind the norm; 0 = none", least=0)
 
     @property
     def query_width(self) -> int:
@@ -47,8 +51,17 @@ class Moe:
     hidden: int = key(help="I, width of an expert", least=1)
     renormalise: bool = key(True, help="divide the K weights by their sum")
     scale: float = key(1.0, help="factor on the K weights")
+    score: str = key("softmax", help="what logits become: softmax over all E, sigmoid, or softmax over the chosen K",
+                     choices=("softmax", "sigmoid", "softmax_of_chosen"))
+    selection_bias: bool = key(False, help="whether a bias per expert counts in the choice; weights are without it")
+    groups: int = key(1, help="groups of neighbouring experts; divides E", least=1)
+    groups_kept: int = key(1, help="groups from which a token's experts are chosen", least=1)
+    group_score: str = key("top2", help="of a group: its best score, or the sum of its two best",
+                           choices=("max", "top2"))
     shared_hidden: int = key(0, help="width of the shared expert that sees every token; 0 = none", least=0)
+    shared_gate: bool = key(False, help="whether a sigmoid gate weighs the shared expert's answer")
     round_logits: bool = key(False, help="round gate logits to the compute dtype, as some families do")
+    round_weights: bool = key(False, help="round the K weights too, and each weighted answer before the sum")
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,12 @@ def layer_tensors(spec: ModelSpec, layer: int) -> Iterator[Tensor]:
     at, H, a = f"layers/{layer:03d}", spec.hidden, spec.attention
     yield Tensor(f"{at}/attention_norm", (H,), "norm")
     yield Tensor(f"{at}/attention/qkv", (a.query_width + 2 * a.kv_width, H), "attention")
+    if a.bias:
+        yield Tensor(f"{at}/attention/qkv_bias", (a.query_width + 2 * a.kv_width,), "attention")
+    if a.qk_norm != "none":
+        full = a.qk_norm == "full"
+        yield Tensor(f"{at}/attention/q_norm", (a.query_width if full else a.head_dim,), "norm")
+        yield Tensor(f"{at}/attention/k_norm", (a.kv_width if full else a.head_dim,), "norm")
     yield Tensor(f"{at}/attention/o", (H, a.query_width), "attention")
     yield Tensor(f"{at}/ffn_norm", (H,), "norm")
     if spec.is_dense(layer):
@@ -141,8 +160,12 @@ def layer_tensors(spec: ModelSpec, layer: int) -> Iterator[Tensor]:
         return
     assert spec.moe is not None
     yield Tensor(f"{at}/gate", (spec.moe.experts, H), "gate")
+    if spec.moe.selection_bias:
+        yield Tensor(f"{at}/gate_bias", (spec.moe.experts,), "gate")
     if spec.moe.shared_hidden:
         yield from _swiglu(f"{at}/shared", H, spec.moe.shared_hidden, "shared")
+        if spec.moe.shared_gate:
+            yield Tensor(f"{at}/shared_gate", (1, H), "shared")
     for e in range(spec.moe.experts):
         yield from _swiglu(f"{at}/experts/{e:03d}", H, spec.moe.hidden, "experts", e)
 
@@ -162,6 +185,8 @@ def from_table(table: dict) -> ModelSpec:
         raise Bad("attention.head_dim", f"{a.head_dim} is odd; RoPE needs pairs")
     if m and m.top_k > m.experts:
         raise Bad("moe.top_k", f"{m.top_k} is more than experts = {m.experts}")
+    if m:
+        _check_groups(m)
     if d is None and any(spec.is_dense(n) for n in range(spec.layers)):
         raise Bad("dense", "missing: a model without [moe] needs [dense]")
     if d and isinstance(d.layers, tuple) and any(not 0 <= n < spec.layers for n in d.layers):
@@ -169,6 +194,17 @@ def from_table(table: dict) -> ModelSpec:
     if any(not 0 <= t < spec.vocabulary for t in spec.eos):
         raise Bad("eos", f"{list(spec.eos)} is not inside the vocabulary of {spec.vocabulary}")
     return spec
+
+
+def _check_groups(m: Moe) -> None:
+    if m.experts % m.groups:
+        raise Bad("moe.groups", f"{m.groups} does not divide experts = {m.experts}")
+    if m.groups_kept > m.groups:
+        raise Bad("moe.groups_kept", f"{m.groups_kept} is more than groups = {m.groups}")
+    if m.top_k > m.groups_kept * (m.experts // m.groups):
+        raise Bad("moe.top_k", f"{m.top_k} is more than the experts of {m.groups_kept} groups")
+    if m.shared_gate and not m.shared_hidden:
+        raise Bad("moe.shared_gate", "is true, but there is no shared expert (shared_hidden = 0)")
 
 
 def load(path: Path) -> ModelSpec:

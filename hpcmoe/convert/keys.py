@@ -50,18 +50,28 @@ class Keys:
             raise InputError(f"{self._where}: {name} = {value!r} should be true or false")
         return value
 
+    def peek(self, name: str) -> int:
+        """A whole number that is read elsewhere too."""
+        value = self.whole(name)
+        self._left[name] = value
+        return value
+
     def only(self, name: str, *values: Any) -> None:
         """Raises `InputError` where the key is there with another value than `values`."""
         value = self._left.pop(name, None)
         if value is not None and value not in values:
-            raise InputError(f"{self._where}: {name} = {value!r} is not supported; {' or '.join(map(repr, values))} is")
+            raise self.refused(name, value, " or ".join(map(repr, values)))
+
+    def refused(self, name: str, value: Any, instead: str) -> InputError:
+        """The error for a key whose value this converter does not support."""
+        return InputError(f"{self._where}: {name} = {value!r} is not supported; {instead} is")
 
     def rope_theta(self, default: float) -> float:
         """The base of the rotary frequencies, in the old spelling (rope_theta) or the new (rope_parameters)."""
         nested = self.take("rope_parameters", "rope_scaling", default={})
         kind = nested.get("rope_type", nested.get("type", "default"))
         if kind != "default":
-            raise InputError(f"{self._where}: rotary positions of type {kind!r} are not supported; 'default' is")
+            raise self.refused("rope_type", kind, "'default'")
         return float(nested.get("rope_theta", self.number("rope_theta", default=default)))
 
     def eos(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from hpcmoe.kernels import choice, combine, norm, pack, rope
 from hpcmoe.model.attention import attention
 from hpcmoe.model.cache import KvCache
 from hpcmoe.model.embedding import embed
-from hpcmoe.model.expert import experts, feed_forward
+from hpcmoe.model.expert import experts, feed_forward, shared
 from hpcmoe.model.gate import gate
 from hpcmoe.model.head import head
 from hpcmoe.model.weights import Weights
@@ -69,8 +69,9 @@ class CpuSegments:
         while work.layer < self.model.layers:
             weights = self.weights.layers[work.layer]
             with self.clock.stage("attention"):
-                work.x = attention(self.model, weights, work.layer, work.x, work.batch, self.cache, work.angles)
-                work.normed = norm.rms_norm(work.x, weights.ffn_norm, self.model.norm_eps)
+                work.x = attention(self.model, weights.attention, work.layer, work.x, work.batch, self.cache,
+                                   work.angles)
+                work.normed = norm.rms_norm(work.x, weights.norm, self.model.norm_eps)
                 if weights.dense:
                     work.x = work.x + feed_forward(weights.dense, work.normed)
             if not weights.dense:
@@ -103,10 +104,10 @@ class CpuSegments:
         """See `layer.Segments`."""
         with self.clock.stage("pack"):
             self.lane.dispatch.start(work.rows, work.send.counts, self.lane.headers.wait())
-        shared = self.weights.layers[work.layer].shared
-        if shared:
+        weights = self.weights.layers[work.layer].shared
+        if weights:
             with self.clock.stage("expert"):
-                work.shared = feed_forward(shared, work.normed)
+                work.shared = shared(weights, work.normed)
         return self.lane.dispatch
 
     def expert(self, work: Work) -> None:
@@ -132,7 +133,8 @@ class CpuSegments:
         """See `layer.Segments`."""
         with self.clock.stage("combine"):
             answers = pack.unpack(self.lane.home.wait(), self.model.hidden, self.dtype)
-            y = combine.combine(answers, work.send.home, work.route.weight)
+            assert self.model.moe is not None
+            y = combine.combine(answers, work.send.home, work.route.weight, self.model.moe.round_weights)
             work.x = work.x + (y if work.shared is None else y + work.shared)
         work.layer += 1
         self._to_next_gate(work)

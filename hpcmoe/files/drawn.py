@@ -62,4 +62,6 @@ def _moments(tensor: Tensor) -> tuple[np.float32, np.float32]:
         return np.float32(1), np.float32(0.1)
     if tensor.part == "embedding":
         return np.float32(0), np.float32(1)
+    if len(tensor.shape) == 1:  # a bias
+        return np.float32(0), np.float32(0.1)
     return np.float32(0), np.float32(tensor.shape[-1] ** -0.5)

@@ -3,13 +3,16 @@
 import numpy as np
 
 
-def combine(rows: np.ndarray, home: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Sum over k of weight[t, k] * rows[home[t, k]], in float32 and in the order of k, rounded once.
+def combine(rows: np.ndarray, home: np.ndarray, weight: np.ndarray, round_each: bool = False) -> np.ndarray:
+    """Sum over k of weight[t, k] * rows[home[t, k]], in float32 and in the order of k, rounded at the end.
+
+    `round_each` rounds each product first, as families do whose weights are rounded (`spec.Moe.round_weights`).
 
     rows `[T * K, H]`, home `[T, K]` int32, weight `[T, K]` float32 -> `[T, H]` of rows' dtype. The
     order of the rows, hence placement and arrival, has no part in the result.
     """
     total = np.zeros((len(home), rows.shape[1]), np.float32)
     for k in range(home.shape[1]):
-        total += weight[:, k, None] * rows[home[:, k]].astype(np.float32, copy=False)
+        part = weight[:, k, None] * rows[home[:, k]].astype(np.float32, copy=False)
+        total += part.astype(rows.dtype).astype(np.float32, copy=False) if round_each else part
     return total.astype(rows.dtype, copy=False)

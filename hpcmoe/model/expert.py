@@ -4,14 +4,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hpcmoe.kernels.linear import linear
 from hpcmoe.kernels.swiglu import swiglu
-from hpcmoe.model.weights import Swiglu
+from hpcmoe.model.weights import Shared, Swiglu
 from hpcmoe.types import ReceivePlan
 
 
 def feed_forward(weights: Swiglu, x: np.ndarray) -> np.ndarray:
     """x `[T, H]` -> `[T, H]`"""
     return swiglu(x, weights.gate_up, weights.down)
+
+
+def shared(weights: Shared, x: np.ndarray) -> np.ndarray:
+    """The shared expert's answer to x `[T, H]`, weighed by its gate where it has one -> `[T, H]`"""
+    y = feed_forward(weights.swiglu, x)
+    if weights.gate is None:
+        return y
+    logit = linear(x, weights.gate).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        return (1 / (1 + np.exp(-logit))).astype(x.dtype, copy=False) * y
 
 
 def experts(slots: Sequence[Swiglu], rows: np.ndarray, plan: ReceivePlan, out: np.ndarray) -> None:

@@ -24,19 +24,53 @@ class Swiglu:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """One attention block; what its family does not have is None."""
+
+    norm: np.ndarray
+    """`[H]`: of what comes in"""
+    qkv: np.ndarray
+    """`[(heads + 2 kv_heads) * head_dim, H]`"""
+    bias: np.ndarray | None
+    """`[(heads + 2 kv_heads) * head_dim]`"""
+    q_norm: np.ndarray | None
+    """`[head_dim]` or `[heads * head_dim]`"""
+    k_norm: np.ndarray | None
+    """`[head_dim]` or `[kv_heads * head_dim]`"""
+    o: np.ndarray
+    """`[H, heads * head_dim]`"""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The gate of a layer."""
+
+    weight: np.ndarray
+    """`[E, H]`"""
+    bias: np.ndarray | None
+    """`[E]`: counts in the choice only"""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The expert that sees every token."""
+
+    swiglu: Swiglu
+    gate: np.ndarray | None
+    """`[1, H]`"""
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer on one rank. All arrays are float32 with values of the compute dtype."""
 
-    attention_norm: np.ndarray
-    qkv: np.ndarray
-    """`[(heads + 2 kv_heads) * head_dim, H]`"""
-    o: np.ndarray
-    """`[H, heads * head_dim]`"""
-    ffn_norm: np.ndarray
+    attention: Attention
+    norm: np.ndarray
+    """`[H]`: of what the feed-forward block sees"""
     dense: Swiglu | None
-    gate: np.ndarray | None
-    """`[E, H]`"""
-    shared: Swiglu | None
+    """or else gate, shared and experts"""
+    gate: Gate | None
+    shared: Shared | None
     experts: tuple[Swiglu, ...]
     """one for each slot of this rank"""
 
@@ -70,13 +104,20 @@ def _layer(source: Source, layer: int, held: list[int], dtype: np.dtype) -> Laye
     found = {(t.kind, t.expert): _fill(source, t, dtype) for t in spec.layer_tensors(model, layer)
              if t.expert is None or t.expert in held}
 
-    def swiglu(name: str, expert: int | None = None) -> Swiglu:
-        return Swiglu(found[f"{name}/gate_up", expert], found[f"{name}/down", expert])
+    def some(kind: str) -> np.ndarray | None:
+        return found.get((kind, None))
 
-    return Layer(found["attention_norm", None], found["attention/qkv", None], found["attention/o", None],
-                 found["ffn_norm", None], dense=swiglu("dense") if model.is_dense(layer) else None,
-                 gate=found.get(("gate", None)), shared=swiglu("shared") if ("shared/down", None) in found else None,
-                 experts=tuple(swiglu("experts", e) for e in held))
+    def swiglu(kind: str, expert: int | None = None) -> Swiglu:
+        return Swiglu(found[f"{kind}/gate_up", expert], found[f"{kind}/down", expert])
+
+    attention = Attention(found["attention_norm", None], found["attention/qkv", None], some("attention/qkv_bias"),
+                          some("attention/q_norm"), some("attention/k_norm"), found["attention/o", None])
+    norm = found["ffn_norm", None]
+    if model.is_dense(layer):
+        return Layer(attention, norm, swiglu("dense"), None, None, ())
+    shared = Shared(swiglu("shared"), some("shared_gate")) if model.moe and model.moe.shared_hidden else None
+    return Layer(attention, norm, None, Gate(found["gate", None], some("gate_bias")), shared,
+                 tuple(swiglu("experts", e) for e in held))
 
 
 def _fill(source: Source, tensor: Tensor, dtype: np.dtype) -> np.ndarray:

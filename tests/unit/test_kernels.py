@@ -87,21 +87,29 @@ def test_attention_over_a_cache_equals_the_end_of_a_whole_sequence(n, cached, kv
     assert np.allclose(got, want, atol=1e-4)
 
 
-@given(T=st.integers(0, 9), E=st.integers(1, 12), data=st.data(), renormalise=st.booleans(), seed=SEED)
-def test_gate(T, E, data, renormalise, seed):
-    moe = Moe(E, data.draw(st.integers(1, E)), 1, renormalise=renormalise, scale=1.5)
-    model = ModelSpec("m", 1, E, 5, 9, Attention(1, 1, 2), None, moe)
-    logits = np.round(draw(seed, T, E), 1)  # coarse, so that there are ties
-    route = choose(logits, moe)
+@st.composite
+def moes(draw):
+    """Any gate of the spec."""
+    groups, size = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    kept = draw(st.integers(1, groups))
+    return Moe(groups * size, draw(st.integers(1, kept * size)), 1, renormalise=draw(st.booleans()), scale=1.5,
+               score=draw(st.sampled_from(["softmax", "sigmoid", "softmax_of_chosen"])), groups=groups,
+               groups_kept=kept, group_score=draw(st.sampled_from(["max", "top2"])),
+               selection_bias=draw(st.booleans()))
+
+
+@given(T=st.integers(0, 9), moe=moes(), seed=SEED)
+def test_gate(T, moe, seed):
+    logits, bias = draw(seed, T, moe.experts), draw(seed + 1, moe.experts) if moe.selection_bias else None
+    route = choose(logits, bias, moe)
     assert route.expert.shape == route.weight.shape == (T, moe.top_k) and route.weight.dtype == np.float32
     for t in range(T):
-        expert, weight = reference.choose(model, np.eye(E), logits[t].astype(np.float64), lambda v: v)
-        assert np.allclose(np.sort(route.weight[t]), np.sort(weight), atol=1e-6)
-        assert sorted(logits[t][route.expert[t]]) == sorted(logits[t][expert])
+        expert, weight = reference.choose(moe, logits[t].astype(np.float64), 0 if bias is None else bias, lambda v: v)
+        assert route.expert[t].tolist() == expert and np.allclose(route.weight[t], weight, atol=1e-5)
 
 
 def test_gate_gives_a_tie_to_the_lower_expert():
-    assert choose(np.zeros((1, 5), np.float32), Moe(5, 3, 1)).expert.tolist() == [[0, 1, 2]]
+    assert choose(np.zeros((1, 5), np.float32), None, Moe(5, 3, 1)).expert.tolist() == [[0, 1, 2]]
 
 
 @DTYPES
