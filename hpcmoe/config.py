@@ -12,14 +12,19 @@ from hpcmoe.tables import Bad, key
 @dataclass(frozen=True)
 class Generate:
     max_new_tokens: int = key(64, help="new tokens per prompt at most", least=1)
+    temperature: float = key(0.0, help="0 takes the likeliest token; 1 draws as the model says", least=0)
+    top_p: float = key(1.0, help="draw from the likeliest tokens that have this probability together",
+                       least=1e-6, most=1)
     seed: int = key(0, help="seed of everything random, drawn weights included", least=0)
-    ignore_eos: bool = key(False, help="go on after the model's end token")
+    stop_tokens: tuple[int, ...] = key((), help="tokens that end an answer, beside the model's own")
+    ignore_eos: bool = key(False, help="go on after the model's own end tokens")
 
 
 @dataclass(frozen=True)
 class Compute:
     device: str = key("auto", help="where the arithmetic runs", choices=("auto", "cpu"))
-    dtype: str = key("bfloat16", help="weights and activations; sums are float32", choices=("bfloat16", "float32"))
+    dtype: str = key("bfloat16", help="weights and activations are rounded to it; sums are float32",
+                     choices=("bfloat16", "float32"))
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Job:
     model: str = key(help="model.h5, or a spec.toml whose weights are drawn from the seed")
     prompts: str = key(help="prompts.h5")
     output: str = key(help="out.h5")
-    mode: str = key("generate", help="what to do with the prompts", choices=("generate",))
+    mode: str = key("generate", help="generate answers, or score the prompts themselves",
+                    choices=("generate", "score"))
     generate: Generate = key(Generate(), help="generation")
     compute: Compute = key(Compute(), help="arithmetic")
     exchange: Exchange = key(Exchange(), help="communication")

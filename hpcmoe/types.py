@@ -27,6 +27,10 @@ class Batch:
     spans: tuple[Span, ...]
     wanted: np.ndarray
     """`[B]` int32: the rows whose logits are asked for, ascending"""
+    prompt: np.ndarray
+    """`[B]` int64: the prompt of each wanted row, its row in the prompts file"""
+    target: np.ndarray
+    """`[B]` int32: the token that follows each wanted row, where it is known and only to be scored; else -1"""
 
     @property
     def rows(self) -> int:
@@ -117,7 +121,7 @@ class Outcome:
     """What a micro-batch came to: one entry for each wanted row."""
 
     token: np.ndarray
-    """`[B]` int32: the chosen next token"""
+    """`[B]` int32: the next token, chosen or given"""
     logprob: np.ndarray
     """`[B]` float32: its log-probability"""
     load: np.ndarray
@@ -153,8 +157,8 @@ class Answer:
     prompt: int
     """its row in the prompts file"""
     tokens: np.ndarray
-    """`[n]` int32: the new tokens, the stop token included"""
+    """`[n]` int32: the new tokens, the stop token included; the prompt's own where it was scored"""
     logprobs: np.ndarray
-    """`[n]` float32"""
+    """`[n]` float32; NaN for a first token, which nothing predicts"""
     stop: str
-    """eos, length or context"""
+    """eos, length or context; scored"""

@@ -44,4 +44,5 @@ def batch(*pieces: tuple[int, int, list[int]]) -> Batch:
         tokens += list(more)
         position += range(cached, cached + len(more))
     return Batch(np.array(tokens, np.int32), np.array(position, np.int32), tuple(spans),
-                 np.arange(len(tokens), dtype=np.int32))
+                 np.arange(len(tokens), dtype=np.int32), np.zeros(len(tokens), np.int64),
+                 np.full(len(tokens), -1, np.int32))

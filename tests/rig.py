@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from hpcmoe import array, launch
+from hpcmoe.config import Generate
 from hpcmoe.engine import layer, schedule
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.memory import place
-from hpcmoe.engine.segments import CpuSegments
+from hpcmoe.engine.segments import CpuSegments, chooser
 from hpcmoe.exchange.lane import open_lane
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
@@ -30,7 +31,7 @@ class Rig:
         self.lane = open_lane(comm, launch.rest)
         self.clock = Clock()
         self.segments = CpuSegments(model, held, KvCache(model, slots, length, kind), lambda n: self.placement,
-                                    self.lane, self.clock, kind, keep_logits=True)
+                                    self.lane, self.clock, chooser(Generate()), kind, keep_logits=True)
 
     def forward(self, batch: Batch) -> Outcome:
         """One step; collective. Each rank brings its own batch, which may be empty."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcmoe.config import Generate
+from hpcmoe.config import Job
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Answer, Batch, Outcome, Span
 
@@ -27,10 +27,6 @@ class Sequence:
         """Tokens that the model has not seen yet: the prompt's at first, then one."""
         return len(self.tokens) - self.cached
 
-    @property
-    def new(self) -> list[int]:
-        return self.tokens[self.prompt_length:]
-
 
 class Sequences:
     """A rank's slots. A finished sequence leaves its slot, and another prompt takes it at the next step.
@@ -38,8 +34,10 @@ class Sequences:
     State changes in `admit` and `advance` only, so a step that fails in between can be run again.
     """
 
-    def __init__(self, model: ModelSpec, rules: Generate, slots: int, max_tokens: int) -> None:
-        self.model, self.rules, self.max_tokens = model, rules, max_tokens
+    def __init__(self, model: ModelSpec, job: Job, slots: int, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self._rules, self._context, self._scoring = job.generate, model.context, job.mode == "score"
+        self._ends = {*job.generate.stop_tokens, *(() if job.generate.ignore_eos else model.eos)}
         self._slots: list[Sequence | None] = [None] * slots
 
     @property
@@ -54,7 +52,8 @@ class Sequences:
 
     def admit(self, prompt: int, tokens: np.ndarray) -> None:
         """Puts a prompt, `[n]` int32, into a free slot."""
-        self._slots[self._slots.index(None)] = Sequence(prompt, [int(t) for t in tokens], len(tokens))
+        first = [float("nan")] if self._scoring else []
+        self._slots[self._slots.index(None)] = Sequence(prompt, [int(t) for t in tokens], len(tokens), logprobs=first)
 
     def _in_turn(self) -> Iterator[tuple[int, Sequence]]:
         """Slots in the order in which they get tokens of a step: those that wait for one token first."""
@@ -65,17 +64,27 @@ class Sequences:
         """The next tokens of every sequence, `max_tokens` at most; a long prompt takes several steps."""
         token: list[int] = []
         position: list[int] = []
-        spans, wanted = [], []
+        asked: list[tuple[int, int, int]] = []
+        spans = []
         for slot, s in self._in_turn():
             rows = min(s.ahead, self.max_tokens - len(token))
             if not rows:
                 break
-            spans.append(Span(slot, len(token), rows, s.cached))
+            span = Span(slot, len(token), rows, s.cached)
+            spans.append(span)
             token += s.tokens[s.cached:s.cached + rows]
             position += range(s.cached, s.cached + rows)
-            if rows == s.ahead:
-                wanted.append(len(token) - 1)
-        return Batch(np.array(token, np.int32), np.array(position, np.int32), tuple(spans), np.array(wanted, np.int32))
+            asked += self._asked(s, span)
+        wanted, prompt, target = np.array(asked, np.int64).reshape(-1, 3).T
+        return Batch(np.array(token, np.int32), np.array(position, np.int32), tuple(spans), wanted.astype(np.int32),
+                     prompt, target.astype(np.int32))
+
+    def _asked(self, s: Sequence, span: Span) -> list[tuple[int, int, int]]:
+        """(row, prompt, target) of the rows of a span whose logits are wanted: of the last, or of all but the last."""
+        if not self._scoring:
+            return [(span.first + span.rows - 1, s.prompt, -1)] if span.rows == s.ahead else []
+        known = s.tokens[s.cached + 1:s.cached + span.rows + 1]
+        return [(span.first + row, s.prompt, target) for row, target in enumerate(known)]
 
     def advance(self, batch: Batch, outcome: Outcome) -> list[Answer]:
         """Takes up what a step came to; returns the answers that it finished."""
@@ -85,22 +94,27 @@ class Sequences:
             s = self._slots[span.slot]
             assert s is not None
             s.cached += span.rows
-            last = span.first + span.rows - 1
-            if last in chosen:
-                token, logprob = chosen[last]
-                s.tokens.append(token)
-                s.logprobs.append(logprob)
-                if stop := self._stop(s):
-                    finished.append(Answer(s.prompt, np.array(s.new, np.int32), np.array(s.logprobs, np.float32), stop))
-                    self._slots[span.slot] = None
+            for row in range(span.first, span.first + span.rows):
+                if row in chosen:
+                    s.logprobs.append(chosen[row][1])
+                    if not self._scoring:
+                        s.tokens.append(chosen[row][0])
+            if stop := self._stop(s):
+                tokens = s.tokens[0 if self._scoring else s.prompt_length:]
+                finished.append(Answer(s.prompt, np.array(tokens, np.int32), np.array(s.logprobs, np.float32), stop))
+                self._slots[span.slot] = None
         return finished
 
     def _stop(self, s: Sequence) -> str:
-        if s.tokens[-1] in self.model.eos and not self.rules.ignore_eos:
+        if self._scoring:
+            return "" if s.ahead else "scored"
+        if len(s.tokens) == s.prompt_length:
+            return ""
+        if s.tokens[-1] in self._ends:
             return "eos"
-        if len(s.logprobs) == self.rules.max_new_tokens:
+        if len(s.logprobs) == self._rules.max_new_tokens:
             return "length"
-        return "context" if len(s.tokens) == self.model.context else ""
+        return "context" if len(s.tokens) == self._context else ""
 
 
 def deal(free: np.ndarray, waiting: int) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hpcmoe import spec
 from hpcmoe.config import Job
-from hpcmoe.errors import InputError
+from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import prompts
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.files.model import ModelFile
@@ -31,12 +31,15 @@ class Inputs:
 
 
 def read(job: Job) -> Inputs:
-    """Opens and checks what the job names. Raises `InputError`."""
+    """Opens and checks what the job names. Raises `InputError`, `JobError`."""
     model = open_model(Path(job.model), job.generate.seed)
     path = Path(job.prompts)
     if path.suffix in (".txt", ".jsonl"):
         raise InputError(f"prompts {path} is a text file: first run hpcmoe prompts {path.name} "
                          f"-o {path.with_suffix('.h5').name} --model {Path(job.model).name}")
     found = prompts.read(path)
-    prompts.check(found, model.spec, str(path))
+    prompts.check(found, model.spec, str(path), room=1 if job.mode == "generate" else 0)
+    wrong = [t for t in job.generate.stop_tokens if not 0 <= t < model.spec.vocabulary]
+    if wrong:
+        raise JobError(f"generate.stop_tokens: {wrong[0]} is outside the vocabulary of {model.spec.vocabulary}")
     return Inputs(model, found)

@@ -19,7 +19,7 @@ from hpcmoe.engine.inputs import Inputs
 from hpcmoe.engine.memory import place, plan_sizes
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
-from hpcmoe.engine.segments import CpuSegments
+from hpcmoe.engine.segments import CpuSegments, chooser
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.lane import open_lane
 from hpcmoe.files import parts, results
@@ -92,8 +92,9 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     held = together(world, lambda: weights.load(model, lambda layer: placement.held_by(world.rank), dtype))
     cache = KvCache(model.spec, sizes.sequences, sizes.length, dtype)
     clock, lane, vote = Clock(), open_lane(world.comm, world.idle), Vote(world.comm, world.idle)
-    segments = CpuSegments(model.spec, held, cache, lambda layer: placement, lane, clock, dtype)
-    sequences = Sequences(model.spec, job.generate, sizes.sequences, sizes.tokens)
+    segments = CpuSegments(model.spec, held, cache, lambda layer: placement, lane, clock,
+                           chooser(job.generate), dtype)
+    sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))
     progress = open_progress(world.rank, len(pool))

@@ -46,7 +46,8 @@ def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> S
     """How much each of `ranks` ranks works on at once; lengths `[P]` int64 are those of the prompts."""
     sequences = job.schedule.max_sequences or min(MOST_SEQUENCES, -(-len(lengths) // ranks))
     tokens = job.schedule.max_tokens or min(MOST_TOKENS, sequences * int(lengths.max()))
-    length = min(model.context, int(lengths.max()) + job.generate.max_new_tokens)
+    new = job.generate.max_new_tokens if job.mode == "generate" else 0
+    length = min(model.context, int(lengths.max()) + new)
     return Sizes(sequences, max(tokens, sequences), length)
 
 

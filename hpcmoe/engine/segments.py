@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
 from hpcmoe.exchange.lane import Lane
 from hpcmoe.exchange.route import plan_receive, plan_send
@@ -18,6 +19,24 @@ from hpcmoe.model.head import head
 from hpcmoe.model.weights import Weights
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Outcome, Placement, ReceivePlan, Route, SendPlan
+
+LOGITS = 1 << 23
+"""Logits that are held at once."""
+
+Choose = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(logits `[B, V]`, prompt `[B]`, position of the next token `[B]`, target `[B]`) -> next token `[B]` int32"""
+
+
+def chooser(rules: Generate) -> Choose:
+    """How a job chooses tokens: those that are given, else the likeliest, or drawn."""
+    def choose(logits: np.ndarray, prompt: np.ndarray, position: np.ndarray, target: np.ndarray) -> np.ndarray:
+        if rules.temperature == 0:
+            token = choice.greedy(logits)
+        else:
+            u = np.array([choice.uniform(rules.seed, int(p), int(at)) for p, at in zip(prompt, position)])
+            token = choice.sample(logits, rules.temperature, rules.top_p, u)
+        return np.where(target >= 0, target, token).astype(np.int32)
+    return choose
 
 
 @dataclass
@@ -46,10 +65,10 @@ class CpuSegments:
     """A rank's model, cache and exchanges. A `layer.Segments`."""
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Callable[[int], Placement],
-                 lane: Lane, clock: Clock, dtype: np.dtype, keep_logits: bool = False) -> None:
-        """`placement` gives that of a layer; `keep_logits` puts them into each outcome."""
+                 lane: Lane, clock: Clock, choose: Choose, dtype: np.dtype, keep_logits: bool = False) -> None:
+        """`placement` gives that of a layer; `choose` the next tokens; `keep_logits` puts them into each outcome."""
         self.model, self.weights, self.cache, self.placement = model, weights, cache, placement
-        self.lane, self.clock, self.dtype, self.keep_logits = lane, clock, dtype, keep_logits
+        self.lane, self.clock, self.choose, self.dtype, self.keep_logits = lane, clock, choose, dtype, keep_logits
         self.moe_layers: Sequence[int] = model.moe_layers
         self.frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
 
@@ -142,6 +161,17 @@ class CpuSegments:
     def head(self, work: Work) -> Outcome:
         """See `layer.Segments`."""
         with self.clock.stage("head"):
-            logits = head(self.weights, work.x[work.batch.wanted], self.model.norm_eps)
-            token, logprob = choice.greedy(logits)
+            blocks = [self._choose(work, rows) for rows in self._blocks(len(work.batch.wanted))]
+        token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
         return Outcome(token, logprob, work.load, logits if self.keep_logits else None)
+
+    def _blocks(self, rows: int) -> list[slice]:
+        """Rows by so many that their logits stay small; scoring asks for those of every token."""
+        step = max(1, LOGITS // self.model.vocabulary)
+        return [slice(first, first + step) for first in range(0, max(rows, 1), step)]
+
+    def _choose(self, work: Work, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        wanted = work.batch.wanted[rows]
+        logits = head(self.weights, work.x[wanted], self.model.norm_eps)
+        token = self.choose(logits, work.batch.prompt[rows], work.batch.position[wanted] + 1, work.batch.target[rows])
+        return token, choice.logprobs(logits, token), logits if self.keep_logits else logits[:, :0]

@@ -75,9 +75,10 @@ def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, orig
 def put_answers(file: h5py.File, answers: Sequence[Answer]) -> None:
     """The datasets that parts and results share."""
     h5.put(file, "prompt", np.array([a.prompt for a in answers], np.int64), "row of each answer in the prompts file")
-    h5.put_ragged(file, "tokens", [a.tokens for a in answers], "int32", "new tokens, the stop token included")
+    h5.put_ragged(file, "tokens", [a.tokens for a in answers], "int32",
+                  "new tokens, the stop token included; the prompt's own if scored")
     h5.put_ragged(file, "logprobs", [a.logprobs for a in answers], "float32", "log-probability of each token [nat]")
-    h5.put_strings(file, "stop", [a.stop for a in answers], "why each answer ended: eos, length or context")
+    h5.put_strings(file, "stop", [a.stop for a in answers], "why each answer ended: eos, length or context; scored")
 
 
 def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:

@@ -54,16 +54,16 @@ def read(path: Path) -> Prompts:
     return Prompts(data.astype(np.int32), offsets, tuple(ids), uuid)
 
 
-def check(prompts: Prompts, spec: ModelSpec, where: str) -> None:
-    """Raises `InputError` where `spec` cannot take these prompts, naming the first that does not fit."""
+def check(prompts: Prompts, spec: ModelSpec, where: str, room: int = 1) -> None:
+    """Raises `InputError` where `spec` cannot take these prompts and `room` tokens more, naming the first misfit."""
     if not len(prompts):
         raise InputError(f"{where}: there are no prompts in it")
     for number, (name, length) in enumerate(zip(prompts.ids, prompts.lengths)):
         if length == 0:
             raise InputError(f"{where}: prompt {number} (id {name}) is empty")
-        if length >= spec.context:
+        if length + room > spec.context:
             raise InputError(f"{where}: prompt {number} (id {name}) has {length} tokens, and the context of "
-                             f"{spec.name} is {spec.context}: shorten it to {spec.context - 1} or fewer")
+                             f"{spec.name} is {spec.context}: shorten it to {spec.context - room} or fewer")
     wrong = np.flatnonzero((prompts.data < 0) | (prompts.data >= spec.vocabulary))
     if len(wrong):
         number = int(np.searchsorted(prompts.offsets, wrong[0], side="right")) - 1

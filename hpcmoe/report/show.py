@@ -1,6 +1,7 @@
 """The page that `show` prints of any of our files."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ from hpcmoe.files import h5, parts, prompts, results
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
 from hpcmoe.report import text
-from hpcmoe.types import STAGES
+from hpcmoe.types import STAGES, Answer
 
 WIDEST = 16
 """Columns of experts that a table shows."""
@@ -80,9 +81,10 @@ def _results(out: Console, path: Path, limit: int) -> None:
         words = h5.strings(file, "text", path) if "text" in file else [""] * len(found)
         for answer, name, said in list(zip(found, ids, words))[:limit]:
             length = text.plural(len(answer.tokens), "token")
-            note = f"{length}, {answer.stop}, mean log-probability {answer.logprobs.mean():.3f}"
+            note = f"{length}, {answer.stop}, perplexity {perplexity([answer]):.3f}"
             _entry(out, name, note, said or str(answer.tokens.tolist()))
         _rest(out, len(found), limit)
+        out.print(f"Perplexity of all tokens {perplexity(found):.4f}")
         load = h5.take(file, "load", path)
         if load.size and np.any(load):
             print_load(out, load, int(file.attrs["experts_per_rank"]))
@@ -91,6 +93,13 @@ def _results(out: Console, path: Path, limit: int) -> None:
             out.print(speed_line(steps))
             out.print("Seconds by stage, summed over the steps:")
             out.print(stage_table(steps))
+
+
+def perplexity(found: Sequence[Answer]) -> float:
+    """exp of the mean negative log-probability of all tokens that have one; NaN where none has."""
+    logprobs = np.concatenate([a.logprobs for a in found]) if found else np.empty(0, np.float32)
+    known = logprobs[~np.isnan(logprobs)]
+    return float(np.exp(-known.mean(dtype=np.float64))) if len(known) else float("nan")
 
 
 def _entry(out: Console, name: str, note: str, words: str) -> None:

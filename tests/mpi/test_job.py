@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from models import TINY, VARIANTS
+from mpi4py import MPI
 
 from hpcmoe import config, launch, reference, tables
 from hpcmoe.engine import job as life
@@ -122,4 +123,40 @@ def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
                 problems.append("answered prompts were computed again")
             if set(file["timings/attempt"][:]) != {1}:
                 problems.append(f"attempts {file['timings/attempt'][:]}")
+    everywhere(problems)
+
+
+def read(output: str) -> list[tuple[list[int], list[float]]]:
+    """Tokens and log-probabilities of each prompt."""
+    return [(a.tokens.tolist(), a.logprobs.tolist()) for a in results.answers(Path(output))]
+
+
+def test_the_same_sample_at_any_number_of_ranks(comm, folder, everywhere):
+    """On all ranks together, and on rank 0 alone."""
+    settings = ("generate.temperature=0.9", "generate.top_p=0.95", "generate.seed=11")
+    made, _ = run(comm, folder, "tiny", "sampled.h5", *settings)
+    problems = []
+    if comm.rank == 0:
+        alone = job(folder, "tiny", "sampled-alone.h5", *settings)
+        world = replace(launch.start(), comm=MPI.COMM_SELF, size=1, rank=0)
+        life.run(world, alone, overwrite=False)
+        if [t for t, _ in read(made.output)] != [t for t, _ in read(alone.output)]:
+            problems.append("other tokens on one rank")
+        if [t for t, _ in read(made.output)] == wanted(folder, "tiny"):
+            problems.append("nothing was drawn")
+    everywhere(problems)
+
+
+def test_scores_are_those_of_the_oracle(comm, folder, everywhere):
+    made, _ = run(comm, folder, "tiny", "scored.h5", "mode=score")
+    problems = []
+    if comm.rank == 0:
+        found, model = prompts.read(folder / "prompts.h5"), Drawn(replace(TINY, eos=(5, 60)), 0)
+        weights = reference.read(model)
+        for i, (tokens, logprobs) in enumerate(read(made.output)):
+            logits = reference.logits(model.spec, weights, found[i])[:-1]
+            p = np.log(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+            want = p[np.arange(len(logits)), found[i][1:]]
+            if tokens != found[i].tolist() or not np.isnan(logprobs[0]) or not np.allclose(logprobs[1:], want, atol=1e-4):
+                problems.append(f"prompt {i}: {logprobs} instead of {want}")
     everywhere(problems)

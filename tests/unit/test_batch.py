@@ -1,23 +1,24 @@
 """Sequences, their micro-batches, and how prompts are dealt."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY
 
-from hpcmoe.config import Generate
+from hpcmoe.config import Generate, Job
 from hpcmoe.engine.batch import Sequences, deal
 from hpcmoe.types import Outcome
 
 EOS = 7
 
 
-def run_all(prompts, rules, slots, max_tokens, chosen, context=64, eos=(EOS,)):
+def run_all(prompts, rules, slots, max_tokens, chosen, context=64, mode="generate"):
     """Works through `prompts`; `chosen(prompt, n)` is the n-th new token. Returns answers, and rows of each step."""
-    from dataclasses import replace
-    sequences = Sequences(replace(TINY, context=context, eos=eos), rules, slots, max_tokens)
-    waiting, answers, rows = list(range(len(prompts))), {}, []
-    owner, seen = {}, {}
+    job = Job("m", "p", "o", mode, rules)
+    sequences = Sequences(replace(TINY, context=context, eos=(EOS,)), job, slots, max_tokens)
+    waiting, answers, rows, seen = list(range(len(prompts))), {}, [], dict.fromkeys(range(len(prompts)), 0)
     while waiting or sequences.active:
         while waiting and sequences.free:
             prompt = waiting.pop(0)
@@ -26,18 +27,11 @@ def run_all(prompts, rules, slots, max_tokens, chosen, context=64, eos=(EOS,)):
         rows.append(batch.rows)
         assert 0 < batch.rows <= max_tokens
         for span in batch.spans:
-            if span.cached == 0:
-                owner[span.slot] = next(p for p in range(len(prompts)) if p not in seen and p not in answers
-                                        and np.array_equal(prompts[p][:span.rows],
-                                                           batch.token[span.first:span.first + span.rows]))
-                seen[owner[span.slot]] = 0
-            assert batch.position[span.first:span.first + span.rows].tolist() == list(
-                range(span.cached, span.cached + span.rows))
-        last = {span.first + span.rows - 1: owner[span.slot] for span in batch.spans}
+            here = slice(span.first, span.first + span.rows)
+            assert batch.position[here].tolist() == list(range(span.cached, span.cached + span.rows))
         tokens = []
-        for row in batch.wanted:
-            prompt = last[int(row)]
-            tokens.append(chosen(prompt, seen[prompt]))
+        for prompt, target in zip(batch.prompt.tolist(), batch.target.tolist()):
+            tokens.append(chosen(prompt, seen[prompt]) if target < 0 else target)
             seen[prompt] += 1
         outcome = Outcome(np.array(tokens, np.int32), -np.ones(len(tokens), np.float32), np.zeros((4, 6), np.int64))
         for answer in sequences.advance(batch, outcome):
@@ -70,6 +64,23 @@ def test_the_end_token_is_kept_and_ends():
 def test_ignore_eos_goes_on():
     answers, _ = run_all([np.ones(2, np.int32)], Generate(3, ignore_eos=True), 1, 8, lambda prompt, n: EOS)
     assert answers[0].tokens.tolist() == [EOS] * 3 and answers[0].stop == "length"
+
+
+def test_stop_tokens_end_beside_the_models_own():
+    answers, _ = run_all([np.ones(2, np.int32)], Generate(9, stop_tokens=(3,), ignore_eos=True), 1, 8,
+                         lambda prompt, n: [EOS, 4, 3, 5][n])
+    assert answers[0].tokens.tolist() == [EOS, 4, 3] and answers[0].stop == "eos"
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8), slots=st.integers(1, 4), room=st.integers(0, 9))
+def test_scoring_asks_for_every_token_of_a_prompt_but_the_first(lengths, slots, room):
+    prompts = [np.arange(10, 10 + n, dtype=np.int32) for n in lengths]
+    answers, rows = run_all(prompts, Generate(), slots, slots + room, None, mode="score")
+    assert sum(rows) == sum(lengths)
+    for number, prompt in enumerate(prompts):
+        answer = answers[number]
+        assert answer.tokens.tolist() == prompt.tolist() and answer.stop == "scored"
+        assert np.isnan(answer.logprobs[0]) and answer.logprobs[1:].tolist() == [-1] * (len(prompt) - 1)
 
 
 def test_the_context_ends_an_answer():

@@ -134,12 +134,48 @@ def test_pack_and_unpack(dtype, T, N, H, W, seed):
 
 
 @given(B=st.integers(0, 5), V=st.integers(1, 50), seed=SEED)
-def test_greedy(B, V, seed):
+def test_greedy_and_logprobs(B, V, seed):
     logits = draw(seed, B, V)
-    token, logprob = choice.greedy(logits)
+    token = choice.greedy(logits)
     p = np.exp(logits.astype(np.float64))
+    want = np.log(p / p.sum(1, keepdims=True))[np.arange(B), token]
     assert token.tolist() == [row.tolist().index(row.max()) for row in logits]
-    assert np.allclose(logprob, np.log(p / p.sum(1, keepdims=True))[np.arange(B), token], atol=1e-5)
+    assert np.allclose(choice.logprobs(logits, token), want, atol=1e-5)
+
+
+@given(V=st.integers(1, 30), temperature=st.floats(0.05, 5), top_p=st.floats(1e-6, 1),
+       u=st.floats(0, 1, exclude_max=True), seed=SEED)
+def test_a_sample_is_among_the_likeliest_and_where_u_falls(V, temperature, top_p, u, seed):
+    logits = draw(seed, 1, V)
+    token, = choice.sample(logits, temperature, top_p, np.array([u]))
+    p = np.exp((logits[0].astype(np.float64) - logits.max()) / temperature)
+    p /= p.sum()
+    likelier = [sum(p[s] for s in range(V) if (-p[s], s) < (-p[t], t)) for t in range(V)]
+    assert likelier[token] < top_p + 1e-9
+    kept = [t for t in range(V) if likelier[t] < top_p - 1e-9]
+    low = sum(p[[t for t in kept if t < token]]) / sum(p[kept])
+    assert token not in kept or low - 1e-6 <= u <= low + p[token] / sum(p[kept]) + 1e-6
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
+def test_10000_draws_are_distributed_as_the_model_says(temperature, top_p):
+    """Chi-square at 0.1 %: the 0.999 quantile for 19 degrees of freedom is 43.8."""
+    logits = draw(3, 1, 20)
+    u = np.array([choice.uniform(7, n % 100, n // 100) for n in range(10_000)])
+    token = choice.sample(np.repeat(logits, len(u), axis=0), temperature, top_p, u)
+    p = np.exp(logits[0].astype(np.float64) / temperature)
+    order = np.argsort(-p)
+    p[order[int((np.cumsum(p[order]) < top_p * p.sum()).sum()) + 1:]] = 0
+    p /= p.sum()
+    counts = np.bincount(token, minlength=20)
+    assert counts[p == 0].sum() == 0
+    assert (np.square(counts - 10_000 * p)[p > 0] / (10_000 * p[p > 0])).sum() < 43.8
+
+
+def test_a_very_low_temperature_takes_the_likeliest():
+    logits = draw(5, 50, 40)
+    u = np.random.default_rng(0).random(50)
+    assert choice.sample(logits, 1e-3, 1.0, u).tolist() == choice.greedy(logits).tolist()
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), max_size=40))
