@@ -112,6 +112,61 @@ def show(file: Path, limit: int) -> None:
     page.show(file, limit)
 
 
+@cli.command(short_help="Print every key of a job file.")
+def keys() -> None:
+    """Print every key of a job file with its default and its meaning."""
+    from hpcmoe.report.keys import page
+    click.echo(page(), nl=False)
+
+
+@cli.command(short_help="Compare a few prompts with the slow reference.")
+@click.argument("job", type=FILE)
+@SET
+@click.option("--prompts", "count", type=click.IntRange(1), default=2, show_default=True,
+              help="How many, from the first.")
+@click.option("--tokens", type=click.IntRange(1), default=4, show_default=True, help="Greedy tokens behind each.")
+@click.option("--checkpoint", type=FILE, help="What the model was converted from: asks transformers too.")
+def verify(job: Path, overrides: tuple[str, ...], count: int, tokens: int, checkpoint: Path | None) -> None:
+    """Run a few prompts of JOB in one process, and compare the logits with those of a slow and simple reference,
+    and of transformers where it is installed and --checkpoint names what the model was converted from."""
+    from hpcmoe.report.verify import page
+    sys.exit(page(job, overrides, count, tokens, checkpoint))
+
+
+@cli.group(short_help="Measure parts of the program, with peers beside it.")
+def bench() -> None:
+    """Measure parts of the program, with peers beside it."""
+
+
+def whole_numbers(context: click.Context, option: click.Parameter, words: str) -> list[int]:
+    """ "1,16,256" as a list."""
+    try:
+        numbers = [int(word) for word in words.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"{words!r} should be whole numbers from 1, as 1,16,256")
+    return numbers
+
+
+@bench.command(short_help="The mixture-of-experts block.")
+@click.option("--hidden", type=click.IntRange(1), default=1024, show_default=True, help="H")
+@click.option("--intermediate", type=click.IntRange(1), default=2816, show_default=True, help="I")
+@click.option("--experts", type=click.IntRange(1), default=8, show_default=True, help="E")
+@click.option("--top-k", type=click.IntRange(1), default=2, show_default=True, help="K")
+@click.option("--tokens", default="1,16,256", show_default=True, callback=whole_numbers, help="T, a list.")
+@click.option("--threads", default="1,2", show_default=True, callback=whole_numbers, help="BLAS threads, a list.")
+@click.option("--peer", type=click.Choice(["transformers"]), help="Time this too, in turns with ours.")
+def experts(hidden: int, intermediate: int, experts: int, top_k: int, tokens: list[int], threads: list[int],
+            peer: str | None) -> None:
+    """Time the mixture-of-experts block, gate to summed answers, in one process."""
+    from hpcmoe.report.bench import bench_experts
+    from hpcmoe.spec import Moe
+    if top_k > experts:
+        raise JobError(f"--top-k {top_k} is more than --experts {experts}")
+    bench_experts(Moe(experts, top_k, intermediate), hidden, tokens, threads, peer)
+
+
 def main() -> None:
     """Entry point: failures that users can mend are one line and an exit code, the rest is a traceback."""
     try:

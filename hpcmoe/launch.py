@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from hpcmoe.errors import INTERNAL, HpcmoeError
+from hpcmoe.errors import INTERNAL, DeviceError, HpcmoeError
 
 T = TypeVar("T")
 
@@ -62,19 +62,36 @@ def rank_by_launcher() -> int:
     return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
 
 
+def tasks_by_launcher() -> int:
+    """How many processes the launcher started, as it says itself; 1 without a launcher.
+
+    mpiexec and mpirun are asked first: inside a Slurm job their processes inherit Slurm's variables.
+    """
+    names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1)
+
+
+def check_launch(size: int, tasks: int, library: str) -> None:
+    """Raises `DeviceError` where MPI sees one rank of many: each would do the whole job, silently."""
+    if size == 1 and tasks > 1:
+        raise DeviceError(f"{tasks} tasks were started but MPI sees 1: use srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open "
+                          f"MPI), or the mpiexec of this MPI ({library})")
+
+
 def start() -> World:
-    """Starts MPI and shares out the cores. Collective over all processes of the job."""
+    """Starts MPI and shares out the cores. Collective over all processes of the job. Raises `DeviceError`."""
     import mpi4py
     mpi4py.rc.thread_level = "funneled"
     from mpi4py import MPI
     comm = MPI.COMM_WORLD
+    library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+    check_launch(comm.size, tasks_by_launcher(), library)
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     threads, crowded = share_cores([tuple(sorted(cores)) for cores in node.allgather(os.sched_getaffinity(0))],
                                    node.rank)
     node.Free()
     limit_blas(threads)
     hosts = tuple(comm.allgather(MPI.Get_processor_name()))
-    library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
     return World(comm, comm.rank, comm.size, hosts, threads, rest if crowded else spin, library)
 
 

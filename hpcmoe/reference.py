@@ -5,6 +5,7 @@ no arithmetic with the package.
 """
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 
 import ml_dtypes
 import numpy as np
@@ -13,11 +14,18 @@ from hpcmoe.files.model import Source
 from hpcmoe.spec import ModelSpec, Moe, tensors
 
 Round = Callable[[np.ndarray], np.ndarray]
+Read = Callable[[str], np.ndarray]
+"""A tensor's name -> its values, float64"""
 
 
-def read(source: Source) -> dict[str, np.ndarray]:
-    """All tensors of a model, float64."""
-    return {t.name: np.concatenate([b.astype(np.float64) for b in source.blocks(t)]) for t in tensors(source.spec)}
+def reader(source: Source, dtype: str = "float32") -> Read:
+    """Reads tensors of a model by name, float64 with values of `dtype`; remembers those of about a layer."""
+    known, r = {t.name: t for t in tensors(source.spec)}, rounding(dtype)
+
+    @lru_cache(maxsize=64)
+    def read(name: str) -> np.ndarray:
+        return r(np.concatenate([block.astype(np.float64) for block in source.blocks(known[name])]))
+    return read
 
 
 def rounding(dtype: str) -> Round:
@@ -27,20 +35,27 @@ def rounding(dtype: str) -> Round:
     return lambda x: np.asarray(x).astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
-def logits(model: ModelSpec, weights: dict[str, np.ndarray], tokens: np.ndarray,
-           dtype: str = "float32") -> np.ndarray:
+def logits(model: ModelSpec, read: Read, tokens: np.ndarray, dtype: str = "float32") -> np.ndarray:
     """Logits after each of n tokens of one sequence, `[n, V]`."""
     r = rounding(dtype)
-    w = {name: r(values) for name, values in weights.items()}
-    x = w["embedding"][tokens]
+    x = read("embedding")[tokens]
     for n in range(model.layers):
-        at = {name.split("/", 2)[2]: v for name, v in w.items() if name.startswith(f"layers/{n:03d}/")}
-        x = r(x + attention(model, at, norm(x, at["attention_norm"], model.norm_eps, r), r))
-        y = norm(x, at["ffn_norm"], model.norm_eps, r)
-        x = r(x + (swiglu(y, at["dense/gate_up"], at["dense/down"], r) if model.is_dense(n)
-                   else moe(model, at, y, r)))
-    x = norm(x, w["norm"], model.norm_eps, r)
-    return r(x @ w["embedding" if model.tied_head else "head"].T)
+        x = layer(model, n, partial(_within, read, n), x, r)
+    x = norm(x, read("norm"), model.norm_eps, r)
+    return r(x @ read("embedding" if model.tied_head else "head").T)
+
+
+def _within(read: Read, n: int, name: str) -> np.ndarray:
+    return read(f"layers/{n:03d}/{name}")
+
+
+def layer(model: ModelSpec, n: int, at: Read, x: np.ndarray, r: Round) -> np.ndarray:
+    """Layer n of rows x `[n, H]`; `at` reads its tensors."""
+    x = r(x + attention(model, at, norm(x, at("attention_norm"), model.norm_eps, r), r))
+    y = norm(x, at("ffn_norm"), model.norm_eps, r)
+    if model.is_dense(n):
+        return r(x + swiglu(y, at("dense/gate_up"), at("dense/down"), r))
+    return r(x + moe(model, at, y, r))
 
 
 def norm(x: np.ndarray, weight: np.ndarray, eps: float, r: Round) -> np.ndarray:
@@ -60,15 +75,15 @@ def rope(head: np.ndarray, position: int, theta: float, r: Round) -> np.ndarray:
     return out
 
 
-def attention(model: ModelSpec, at: dict[str, np.ndarray], x: np.ndarray, r: Round) -> np.ndarray:
+def attention(model: ModelSpec, at: Read, x: np.ndarray, r: Round) -> np.ndarray:
     """The attention block of rows x `[n, H]`, without the residual."""
     a, n = model.attention, len(x)
-    both = r(x @ at["attention/qkv"].T + at.get("attention/qkv_bias", 0))
+    both = r(x @ at("attention/qkv").T + (at("attention/qkv_bias") if a.bias else 0))
     q, k, v = both[:, :a.query_width], both[:, a.query_width:-a.kv_width], both[:, -a.kv_width:]
     if a.qk_norm == "full":
-        q, k = norm(q, at["attention/q_norm"], model.norm_eps, r), norm(k, at["attention/k_norm"], model.norm_eps, r)
+        q, k = norm(q, at("attention/q_norm"), model.norm_eps, r), norm(k, at("attention/k_norm"), model.norm_eps, r)
     if a.qk_norm == "head":
-        q, k = (norm(part.reshape(-1, a.head_dim), at[f"attention/{name}_norm"], model.norm_eps, r)
+        q, k = (norm(part.reshape(-1, a.head_dim), at(f"attention/{name}_norm"), model.norm_eps, r)
                 for part, name in ((q, "q"), (k, "k")))
     bound = a.clip or np.inf
     q, k, v = (np.clip(part.reshape(n, -1, a.head_dim), -bound, bound) for part in (q, k, v))
@@ -80,7 +95,7 @@ def attention(model: ModelSpec, at: dict[str, np.ndarray], x: np.ndarray, r: Rou
             first = max(0, t - a.window + 1) if a.window else 0
             scores = r(r(k[first:t + 1, kv] @ q[t, h]) * a.head_dim ** -0.5)
             mixed[t, h] = r(r(softmax(scores)) @ v[first:t + 1, kv])
-    return r(mixed.reshape(n, -1) @ at["attention/o"].T)
+    return r(mixed.reshape(n, -1) @ at("attention/o").T)
 
 
 def swiglu(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray, r: Round) -> np.ndarray:
@@ -115,29 +130,30 @@ def choose(m: Moe, logits: np.ndarray, bias: np.ndarray, r: Round) -> tuple[list
     return chosen, list(r(weights) if m.round_weights else weights)
 
 
-def moe(model: ModelSpec, at: dict[str, np.ndarray], x: np.ndarray, r: Round) -> np.ndarray:
+def moe(model: ModelSpec, at: Read, x: np.ndarray, r: Round) -> np.ndarray:
     """A mixture-of-experts block of rows x `[n, H]`."""
-    assert model.moe is not None
+    m = model.moe
+    assert m is not None
+    bias = at("gate_bias") if m.selection_bias else np.zeros(1)
     out = np.zeros_like(x)
     for t, row in enumerate(x):
-        for e, weight in zip(*choose(model.moe, at["gate"] @ row, at.get("gate_bias", np.zeros(1)), r)):
-            answer = swiglu(row[None], at[f"experts/{e:03d}/gate_up"], at[f"experts/{e:03d}/down"], r)[0]
-            out[t] += r(weight * answer) if model.moe.round_weights else weight * answer
+        for e, weight in zip(*choose(m, at("gate") @ row, bias, r)):
+            answer = swiglu(row[None], at(f"experts/{e:03d}/gate_up"), at(f"experts/{e:03d}/down"), r)[0]
+            out[t] += r(weight * answer) if m.round_weights else weight * answer
     out = r(out)
-    if "shared/down" in at:
-        shared = swiglu(x, at["shared/gate_up"], at["shared/down"], r)
-        if "shared_gate" in at:
-            shared = r(r(1 / (1 + np.exp(-r(x @ at["shared_gate"].T)))) * shared)
-        out = r(out + shared)
-    return out
+    if not m.shared_hidden:
+        return out
+    shared = swiglu(x, at("shared/gate_up"), at("shared/down"), r)
+    if m.shared_gate:
+        shared = r(r(1 / (1 + np.exp(-r(x @ at("shared_gate").T)))) * shared)
+    return r(out + shared)
 
 
-def generate(model: ModelSpec, weights: dict[str, np.ndarray], prompt: np.ndarray, new: int,
-             dtype: str = "float32") -> list[int]:
+def generate(model: ModelSpec, read: Read, prompt: np.ndarray, new: int, dtype: str = "float32") -> list[int]:
     """`new` greedy tokens after `prompt`; stops behind an end token."""
     tokens = [int(t) for t in prompt]
     for _ in range(new):
-        tokens.append(int(logits(model, weights, np.array(tokens), dtype)[-1].argmax()))
+        tokens.append(int(logits(model, read, np.array(tokens), dtype)[-1].argmax()))
         if tokens[-1] in model.eos:
             break
     return tokens[len(prompt):]

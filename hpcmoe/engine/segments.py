@@ -7,9 +7,11 @@ import numpy as np
 
 from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
-from hpcmoe.exchange.lane import Lane
+from hpcmoe.engine.memory import Sizes
+from hpcmoe.exchange.lane import Lane, open_lane
 from hpcmoe.exchange.route import plan_receive, plan_send
 from hpcmoe.kernels import choice, combine, norm, pack, rope
+from hpcmoe.launch import Idle
 from hpcmoe.model.attention import attention
 from hpcmoe.model.cache import KvCache
 from hpcmoe.model.embedding import embed
@@ -175,3 +177,18 @@ class CpuSegments:
         logits = head(self.weights, work.x[wanted], self.model.norm_eps)
         token = self.choose(logits, work.batch.prompt[rows], work.batch.position[wanted] + 1, work.batch.target[rows])
         return token, choice.logprobs(logits, token), logits if self.keep_logits else logits[:, :0]
+
+    def free(self) -> None:
+        """Collective."""
+        self.lane.free()
+
+
+def open_segments(comm, idle: Idle, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+                  choose: Choose, dtype: np.dtype, keep_logits: bool = False) -> CpuSegments:
+    """The segments of this rank around the weights that it holds, with one placement for all layers.
+
+    Collective over `comm`.
+    """
+    cache = KvCache(model, sizes.sequences, sizes.length, dtype)
+    return CpuSegments(model, held, cache, lambda layer: placement, open_lane(comm, idle), Clock(), choose, dtype,
+                       keep_logits)

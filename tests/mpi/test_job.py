@@ -52,7 +52,7 @@ def wanted(folder: Path, name: str) -> list[list[int]]:
     """What the oracle answers to each prompt."""
     found = prompts.read(folder / "prompts.h5")
     model = Drawn(replace(VARIANTS[name], eos=(5, 60)), 0)
-    weights = reference.read(model)
+    weights = reference.reader(model)
     return [reference.generate(model.spec, weights, found[i], NEW) for i in range(len(found))]
 
 
@@ -152,7 +152,7 @@ def test_scores_are_those_of_the_oracle(comm, folder, everywhere):
     problems = []
     if comm.rank == 0:
         found, model = prompts.read(folder / "prompts.h5"), Drawn(replace(TINY, eos=(5, 60)), 0)
-        weights = reference.read(model)
+        weights = reference.reader(model)
         for i, (tokens, logprobs) in enumerate(read(made.output)):
             logits = reference.logits(model.spec, weights, found[i])[:-1]
             p = np.log(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))

@@ -32,7 +32,7 @@ def test_prefill_and_decode_equal_the_oracle(comm, everywhere, name):
     logits = np.concatenate([outcome.logits for outcome in got])
     problems = []
     if len(tokens):
-        want = reference.logits(model.spec, reference.read(model), tokens)
+        want = reference.logits(model.spec, reference.reader(model), tokens)
         if apart(logits, want) > CLOSE:
             problems.append(f"{name}: {apart(logits, want):.1e} apart")
         if not np.array_equal(np.concatenate([o.token for o in got]), want.argmax(1)):

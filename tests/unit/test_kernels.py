@@ -79,7 +79,7 @@ def test_attention_over_a_cache_equals_the_end_of_a_whole_sequence(n, cached, kv
     weights = {"attention/qkv": draw(seed, (heads + 2 * kv) * d, 6).astype(np.float64),
                "attention/o": np.eye(heads * d)}
     x = draw(seed + 1, m, 6).astype(np.float64)
-    want = reference.attention(model, weights, x, lambda v: v)[cached:]
+    want = reference.attention(model, weights.__getitem__, x, lambda v: v)[cached:]
     both = (x @ weights["attention/qkv"].T).astype(np.float32).reshape(m, heads + 2 * kv, d)
     angles = rope.tables(np.arange(m), rope.frequencies(d, 1e4), FLOAT32)
     q, k = rope.rotate(both[:, :heads], *angles), rope.rotate(both[:, heads:heads + kv], *angles)

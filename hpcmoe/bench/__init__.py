@@ -1,0 +1,1 @@
+"""What `bench` and `verify` measure, with peers beside us."""
