@@ -431,7 +431,7 @@ class TestUpcycling:
 
     @pytest.fixture
     def wanted(self, dense):
-        return reference.logits(DENSE, reference.read(dense), TOKENS)
+        return reference.logits(DENSE, reference.reader(dense), TOKENS)
 
     @pytest.mark.parametrize(
         "make",
@@ -465,7 +465,7 @@ class TestUpcycling:
     def test_logits_are_those_of_the_dense_model(self, make, dense, wanted):
         upcycled = make(dense)
         spec.from_table(spec.tables.parse(spec.tables.dump(upcycled.spec)))
-        found = reference.logits(upcycled.spec, reference.read(upcycled), TOKENS)
+        found = reference.logits(upcycled.spec, reference.reader(upcycled), TOKENS)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9 * wanted.std())
 
     @pytest.mark.parametrize("make", [lambda d: Copies(d, 4, 2, 0), lambda d: Slices(d, 3)], ids=["copies", "slices"])
@@ -623,11 +623,11 @@ class TestGguf:
 
     def test_the_answers_of_its_copies_are_those_of_the_dense_model(self, source, tmp_path):
         path = write_gguf(tmp_path / "m.gguf", source)
-        wanted = reference.logits(LLAMA, reference.read(source), TOKENS)
+        wanted = reference.logits(LLAMA, reference.reader(source), TOKENS)
         for upcycle in ("copies", "slices"):
             found = converted(path, tmp_path, upcycle=upcycle)
             assert found.spec.moe.experts == 4
-            got = reference.logits(found.spec, reference.read(found), TOKENS)
+            got = reference.logits(found.spec, reference.reader(found), TOKENS)
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * wanted.std())
 
     def test_more_experts_per_token_than_experts_is_a_mistake(self, source, tmp_path):
