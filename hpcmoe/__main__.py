@@ -8,12 +8,13 @@ import click
 from hpcmoe import __version__
 from hpcmoe.errors import HpcmoeError, JobError
 from hpcmoe.launch import rank_by_launcher, report
+from hpcmoe.paths import check_output
 
 FILE = click.Path(path_type=Path)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings=SETTINGS, no_args_is_help=True)
+@click.group(context_settings=SETTINGS, no_args_is_help=False)
 @click.version_option(__version__, prog_name="hpcmoe")
 def cli() -> None:
     """Mixture-of-Experts inference as a batch job: one MPI rank and one expert per GPU, HDF5 in and out."""
@@ -66,6 +67,7 @@ def prompts(source: Path, output: Path, model: Path) -> None:
     "tokens", and "id" where wanted."""
     from hpcmoe.engine.inputs import open_model
     from hpcmoe.files import prompts as layout
+    check_output(output, source, model)
     count = layout.convert(source, output, open_model(model))
     click.echo(f"{output}: {count} prompts")
 
@@ -98,8 +100,10 @@ def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: b
 
     An unfinished output of the same job is continued, a finished one is left alone.
     """
+    import tomli_w
+
     from hpcmoe.report import run as page
-    chosen = overrides + ((f"output={str(output)!r}",) if output else ())
+    chosen = overrides + ((tomli_w.dumps({"output": str(output)}),) if output else ())
     sys.exit(page.run(job, chosen, overwrite))
 
 
@@ -169,6 +173,7 @@ def experts(hidden: int, intermediate: int, experts: int, top_k: int, tokens: li
 
 def main() -> None:
     """Entry point: failures that users can mend are one line and an exit code, the rest is a traceback."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a log may know no Unicode
     try:
         cli.main(prog_name="hpcmoe", standalone_mode=False)
     except HpcmoeError as error:

@@ -1,5 +1,6 @@
 """job.toml -> a frozen Job. An unknown key is an error that names the nearest known one."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +93,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
 def _absolute(table: dict, folder: Path) -> None:
     for name in PATHS:
         if isinstance(table.get(name), str):
-            table[name] = str((folder / Path(table[name]).expanduser()).absolute())
+            table[name] = str((folder / os.path.expanduser(table[name])).absolute())
 
 
 def _override(table: dict, text: str) -> None:

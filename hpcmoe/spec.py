@@ -187,13 +187,24 @@ def from_table(table: dict) -> ModelSpec:
         raise Bad("moe.top_k", f"{m.top_k} is more than experts = {m.experts}")
     if m:
         _check_groups(m)
-    if d is None and any(spec.is_dense(n) for n in range(spec.layers)):
+    if d:
+        _check_dense(d, spec)
+    elif m is None:
         raise Bad("dense", "missing: a model without [moe] needs [dense]")
-    if d and isinstance(d.layers, tuple) and any(not 0 <= n < spec.layers for n in d.layers):
-        raise Bad("dense.layers", f"names a layer outside 0 to {spec.layers - 1}")
     if any(not 0 <= t < spec.vocabulary for t in spec.eos):
         raise Bad("eos", f"{list(spec.eos)} is not inside the vocabulary of {spec.vocabulary}")
     return spec
+
+
+def _check_dense(d: Dense, spec: ModelSpec) -> None:
+    if isinstance(d.layers, tuple):
+        count, outside = len(set(d.layers)), any(not 0 <= n < spec.layers for n in d.layers)
+    else:
+        count, outside = d.layers, d.layers > spec.layers
+    if outside:
+        raise Bad("dense.layers", f"names a layer outside 0 to {spec.layers - 1}")
+    if spec.moe is None and count < spec.layers:
+        raise Bad("dense.layers", f"names {count} of {spec.layers} layers, and there is no [moe] for the others")
 
 
 def _check_groups(m: Moe) -> None:
@@ -210,6 +221,12 @@ def _check_groups(m: Moe) -> None:
 def load(path: Path) -> ModelSpec:
     """The spec in a TOML file. Raises `InputError`."""
     return from_named_table(tables.read(path, InputError, "spec"), f"spec {path}", InputError)
+
+
+def check(spec: ModelSpec, where: str) -> None:
+    """Raises `InputError`, naming `where` it came from, where no table would give `spec`: what does not fit together
+    is found before a file is written that cannot be opened."""
+    from_named_table(tables.plain(spec), where, InputError)
 
 
 def from_named_table(table: dict, where: str, error: type[HpcmoeError]) -> ModelSpec:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import tomli_w
 
+from hpcmoe import paths
 from hpcmoe.errors import HpcmoeError
 
 Table = TypeVar("Table")
@@ -43,16 +44,7 @@ def parse(text: str) -> dict:
 
 def read(path: Path, error: type[HpcmoeError], what: str) -> dict:
     """The TOML file at `path` -> dict. Raises `error`, naming `what` it should have been."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise error(f"{what} {path} does not exist") from None
-    except IsADirectoryError:
-        raise error(f"{what} {path} is a folder, not a file") from None
-    except PermissionError:
-        raise error(f"{what} {path} may not be read: permission denied") from None
-    except UnicodeDecodeError:
-        raise error(f"{what} {path} is not a text file") from None
+    text = paths.read_text(path, error, what)
     try:
         return parse(text)
     except Bad as bad:
@@ -81,7 +73,12 @@ def build(cls: type[Table], table: dict, where: str = "") -> Table:
 
 def dump(value: Any) -> str:
     """A dataclass as TOML text; fields that are None are left out."""
-    return tomli_w.dumps(_plain(asdict(value)))
+    return tomli_w.dumps(plain(value))
+
+
+def plain(value: Any) -> dict:
+    """A dataclass as the table that `build` makes it of; fields that are None are left out."""
+    return _plain(asdict(value))
 
 
 def _plain(table: dict) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 from hpcmoe import spec
 from hpcmoe.config import Job
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import prompts
+from hpcmoe.files import prompts, tokenizer
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.prompts import Prompts
@@ -15,7 +15,15 @@ from hpcmoe.files.prompts import Prompts
 
 def open_model(path: Path, seed: int = 0) -> ModelFile | Drawn:
     """The model file at `path`, or weights drawn from the seed where it is a spec. Raises `InputError`."""
-    return Drawn(spec.load(path), seed) if path.suffix == ".toml" else ModelFile(path)
+    if path.is_dir() or path.suffix.lower() in (".gguf", ".safetensors"):
+        raise InputError(f"model {path} is not a model file: if it is a checkpoint, first run hpcmoe convert {path} "
+                         f"-o {path.with_suffix('.h5').name}")
+    if path.suffix.lower() == ".toml":
+        return Drawn(spec.load(path), seed)
+    found = ModelFile(path)
+    if found.tokenizer:
+        tokenizer.check(found.tokenizer, str(path))  # now, and not when all prompts are answered
+    return found
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ def read(job: Job) -> Inputs:
     """Opens and checks what the job names. Raises `InputError`, `JobError`."""
     model = open_model(Path(job.model), job.generate.seed)
     path = Path(job.prompts)
-    if path.suffix in (".txt", ".jsonl"):
+    if path.suffix.lower() in (".txt", *prompts.JSONL):
         raise InputError(f"prompts {path} is a text file: first run hpcmoe prompts {path.name} "
                          f"-o {path.with_suffix('.h5').name} --model {Path(job.model).name}")
     found = prompts.read(path)

@@ -11,18 +11,19 @@ import numpy as np
 
 from hpcmoe import __version__, array
 from hpcmoe.config import Job
-from hpcmoe.engine import inputs
+from hpcmoe.engine import inputs, output
 from hpcmoe.engine.batch import Sequences
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.generate import Vote, generate
 from hpcmoe.engine.inputs import Inputs
 from hpcmoe.engine.memory import place, plan_sizes
+from hpcmoe.engine.output import Left
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.segments import CpuSegments, chooser
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.lane import open_lane
-from hpcmoe.files import parts, results
+from hpcmoe.files import results
 from hpcmoe.files.parts import Provenance
 from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.launch import World, on_root, together
@@ -36,11 +37,7 @@ class Plan:
     """What rank 0 found and decided; the same on all ranks."""
 
     inputs: Inputs
-    finished: bool
-    """whether the output is there already"""
-    attempt: int
-    done: np.ndarray
-    """rows of the prompts that earlier attempts answered"""
+    left: Left
 
 
 def run(world: World, job: Job, overwrite: bool) -> bool:
@@ -48,42 +45,27 @@ def run(world: World, job: Job, overwrite: bool) -> bool:
 
     Raises `Agreed` with the failures of `config`, `inputs` and `files`.
     """
-    output = Path(job.output)
-    plan = on_root(world, lambda: _plan(job, output, overwrite))
-    if plan.finished:
+    plan = on_root(world, lambda: _plan(job, overwrite))
+    if plan.left.finished:
         return False
     placement = place(plan.inputs.model.spec, world.size)
     origin = Provenance(job.toml(), plan.inputs.identity(job), versions(world.library), world.size, world.hosts,
                         placement.most)
-    pool = np.setdiff1d(np.arange(len(plan.inputs.prompts)), plan.done).tolist()
+    pool = np.setdiff1d(np.arange(len(plan.inputs.prompts)), plan.left.done).tolist()
     if pool:
         _answer(world, job, plan, pool, placement, origin)
     world.comm.Barrier()  # every part is on disk
-    on_root(world, lambda: results.pack(output, plan.inputs.prompts, origin, _decoder(plan.inputs)))
+    on_root(world, lambda: results.pack(Path(job.output), plan.inputs.prompts, origin, _decoder(plan.inputs)))
     return True
 
 
-def _plan(job: Job, output: Path, overwrite: bool) -> Plan:
+def _plan(job: Job, overwrite: bool) -> Plan:
     found = inputs.read(job)
     if overwrite:
-        output.unlink(missing_ok=True)
-        parts.remove(output)
-    identity = found.identity(job)
-    finished = results.is_finished(output, identity)
-    if finished:
-        parts.remove(output)
-    if output.parent.exists() and not output.parent.is_dir():
-        raise JobError(f"output {output}: {output.parent} is not a folder")
-    attempt, done = parts.finished(output, identity)
-    return Plan(found, finished, attempt, done)
-
-
-def output_state(output: Path, identity: str) -> str:
-    """What a run would find at `output`, in words. Raises `JobError` where it is another job's."""
-    if results.is_finished(output, identity):
-        return "finished already"
-    _, done = parts.finished(output, identity)
-    return f"unfinished: {len(done)} prompts are answered, a run goes on from there" if len(done) else "not there yet"
+        output.clear(job)
+    left = output.look(job, found.identity(job))
+    output.tidy(job, left)
+    return Plan(found, left)
 
 
 def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, origin: Provenance) -> None:
@@ -95,7 +77,7 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     segments = CpuSegments(model.spec, held, cache, lambda layer: placement, lane, clock,
                            chooser(job.generate), dtype)
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
-    record = Record(Path(job.output), plan.attempt, world.rank, origin, job.checkpoint.every,
+    record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))
     progress = open_progress(world.rank, len(pool))
     generate(vote, world.rank, plan.inputs.prompts, pool, sequences, segments, clock, record, progress)

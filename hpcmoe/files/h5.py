@@ -1,20 +1,30 @@
 """What all our HDF5 files have in common: how they are opened, marked, and put in place."""
 
 import datetime
+import glob
 import os
+import socket
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
-from hpcmoe import __version__
+from hpcmoe import __version__, paths
 from hpcmoe.errors import InputError, JobError
+from hpcmoe.files.disk import Disk
+
+T = TypeVar("T", int, str)
 
 VERSION = 1
 """`format_version` of every layout; a reader refuses a newer one."""
+OURS = "hpcmoe-"
+"""How the attribute `format` of our files begins; the layout follows."""
+KINDS = {np.integer: "whole numbers", np.floating: "floating-point numbers", str: "strings"}
+"""What a dataset may be asked to hold."""
 
 
 @contextmanager
@@ -24,14 +34,12 @@ def reading(path: Path, layout: str | None = None) -> Iterator[h5py.File]:
     No file lock is taken: many ranks read one file, and some parallel file systems have no locks.
     """
     what = f"{layout} file" if layout else "file"
-    if not path.exists():
-        raise InputError(f"{what} {path} does not exist")
-    if path.is_dir():
-        raise InputError(f"{what} {path} is a folder, not an HDF5 file")
+    try:
+        path.open("rb").close()  # HDF5 has one error for all that this one tells apart
+    except OSError as error:
+        raise InputError(f"{what} {path} {paths.unreadable(error)}") from None
     try:
         file = h5py.File(path, "r", locking=False)
-    except PermissionError:
-        raise InputError(f"{what} {path} may not be read: permission denied") from None
     except OSError as error:
         raise InputError(f"{what} {path} {_broken(error)}") from None
     with file:
@@ -51,42 +59,97 @@ def _broken(error: OSError) -> str:
 def check_marks(file: h5py.File, path: Path, layout: str | None) -> None:
     """Raises `InputError` where `file` is not one of ours, of another layout, or newer than this program."""
     mark = str(file.attrs.get("format", ""))
-    if not mark.startswith("hpcmoe-"):
+    if not mark.startswith(OURS):
         raise InputError(f"{path} is HDF5 but not a file of hpcmoe's (no attribute `format`)")
-    if layout and mark != f"hpcmoe-{layout}":
-        raise InputError(f"{path} is a {mark.removeprefix('hpcmoe-')} file where a {layout} file is expected")
-    version = int(file.attrs.get("format_version", 0))
+    if layout and mark != OURS + layout:
+        raise InputError(f"{path} is a {mark.removeprefix(OURS)} file where a {layout} file is expected")
+    version = attribute(file, "format_version", path, int)
     if version > VERSION:
         raise InputError(f"{path} has format version {version}, this hpcmoe reads up to {VERSION}: update hpcmoe")
 
 
+class NewFile(h5py.File):
+    """A file that is being written."""
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        super().__init__(disk, "w")
+        self._disk, self._path = disk, path
+
+    def check(self) -> None:
+        """Raises `JobError` where what was written so far could not be: before long work goes on for nothing."""
+        if self._disk.failure:
+            raise _unwritable(self._path, self._disk.failure)
+
+
 @contextmanager
-def writing(path: Path, layout: str) -> Iterator[h5py.File]:
+def writing(path: Path, layout: str) -> Iterator[NewFile]:
     """A new file that appears under `path` when the block ends well, whole and on disk; else nothing does.
 
-    Raises `JobError` where the folder cannot be written.
+    Raises `JobError` where it cannot be written: no such folder, no permission, a full disk, a quota.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = h5py.File(unfinished, "w", locking=False)
+        disk = Disk(unfinished)
     except OSError as error:
-        raise JobError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise _unwritable(path, error) from None
     try:
-        with file:
-            mark(file, layout)
-            yield file
-        sync(unfinished)
-        unfinished.replace(path)
-        sync(path.parent)
+        try:
+            with NewFile(disk, path) as file:
+                mark(file, layout)
+                yield file
+        except Exception:
+            if not disk.failure:  # else HDF5 stumbled over what was not written
+                raise
+        finally:
+            disk.close()
+        if disk.failure:
+            raise _unwritable(path, disk.failure)
+        _put_in_place(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _put_in_place(unfinished: Path, path: Path) -> None:
+    try:
+        unfinished.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> JobError:
+    return JobError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def _prefix(path: Path) -> str:
+    """How unfinished files of `path` begin; the process that writes it follows."""
+    return f".{path.name}.{socket.gethostname()}-"
+
+
+def sweep(path: Path) -> None:
+    """Removes what writers of `path` left unfinished that died on this host."""
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+        process = left.name.removeprefix(_prefix(path)).removesuffix(".tmp")
+        if process.isdigit() and not _alive(int(process)):
+            with suppress(OSError):  # somebody else's, or gone by now
+                left.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def mark(file: h5py.File, layout: str) -> None:
     """The attributes that every file of ours has."""
     now = datetime.datetime.now(datetime.UTC)
-    file.attrs.update(format=f"hpcmoe-{layout}", format_version=VERSION, creator=f"hpcmoe {__version__}",
+    file.attrs.update(format=OURS + layout, format_version=VERSION, creator=f"hpcmoe {__version__}",
                       created=now.isoformat(timespec="seconds"), uuid=str(uuid.uuid4()))
 
 
@@ -111,8 +174,12 @@ def put(group: h5py.Group, name: str, data: np.ndarray | Sequence[str], note: st
 
 
 def put_strings(group: h5py.Group, name: str, data: Sequence[str], note: str) -> h5py.Dataset:
-    """A dataset `[len(data)]` of UTF-8 strings of any length; `data` may be empty."""
-    return put(group, name, np.array(list(data), dtype=object), note, dtype=h5py.string_dtype())
+    """A dataset `[len(data)]` of UTF-8 strings of any length; `data` may be empty.
+
+    HDF5 ends a string at its first zero byte, and h5py refuses it: a model that says one must not lose the run.
+    """
+    kept = [text.replace("\0", "\ufffd") for text in data]
+    return put(group, name, np.array(kept, dtype=object), note, dtype=h5py.string_dtype())
 
 
 def put_ragged(group: h5py.Group, name: str, lists: Sequence[np.ndarray], dtype: str, note: str) -> None:
@@ -124,27 +191,64 @@ def put_ragged(group: h5py.Group, name: str, lists: Sequence[np.ndarray], dtype:
     put(group, f"{name}/offsets", offsets, f"where each list of {name} begins in data; the last entry is the end")
 
 
-def ragged(group: h5py.Group, name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """`NAME/data` and `NAME/offsets`, checked against each other. Raises `InputError`."""
-    data, offsets = take(group, f"{name}/data", path), take(group, f"{name}/offsets", path)
-    steps = np.diff(offsets)
-    if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or (steps < 0).any() or offsets[-1] != len(data):
+def ragged(group: h5py.Group, name: str, path: Path, kind: type = np.integer) -> tuple[np.ndarray, np.ndarray]:
+    """`NAME/data` `[n]` of `kind` and `NAME/offsets` int64, checked against each other. Raises `InputError`."""
+    data = take(group, f"{name}/data", path, kind, 1)
+    offsets = take(group, f"{name}/offsets", path, np.integer, 1).astype(np.int64)
+    if not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any() or offsets[-1] != len(data):
         raise InputError(f"{path}: {name}/offsets do not fit {name}/data: make the file again")
     return data, offsets
 
 
-def take(group: h5py.Group, name: str, path: Path) -> np.ndarray:
-    """The whole dataset `name`. Raises `InputError` where it is missing or unreadable."""
+def take(group: h5py.Group, name: str, path: Path, kind: type | None = None, dims: int | None = None) -> np.ndarray:
+    """The whole dataset `name`, checked to be of `kind` (see `KINDS`) and of `dims` dimensions where they are given.
+
+    Raises `InputError` where it is missing, unreadable, or something else.
+    """
     try:
         dataset = group[name]
-        return dataset[()]
+        if not isinstance(dataset, h5py.Dataset):
+            raise InputError(f"{path}: {name} is not a dataset: make the file again")
+        values = dataset[()]
     except KeyError:
         raise InputError(f"{path} has no dataset {name}") from None
     except OSError as error:
         raise InputError(f"{path}: dataset {name} cannot be read ({error}): make the file again") from None
+    if kind is not None and not _is(dataset.dtype, kind):
+        raise InputError(f"{path}: {name} is {dataset.dtype}, not {KINDS[kind]}: make the file again")
+    if dims is not None and dataset.ndim != dims:
+        raise InputError(f"{path}: {name} has {dataset.ndim} dimensions, not {dims}: make the file again")
+    return values
 
 
-def strings(group: h5py.Group, name: str, path: Path) -> list[str]:
-    """A dataset of strings. Raises `InputError`."""
-    values = take(group, name, path)
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+def _is(dtype: np.dtype, kind: type) -> bool:
+    return h5py.check_string_dtype(dtype) is not None if kind is str else np.issubdtype(dtype, kind)
+
+
+def strings(group: h5py.Group, name: str, path: Path, count: int | None = None) -> list[str]:
+    """A dataset of strings, `count` of them where it is given. Raises `InputError`."""
+    values = take(group, name, path, str, 1)
+    if count is not None and len(values) != count:
+        raise InputError(f"{path}: {name} has {len(values)} entries, not {count}: make the file again")
+    return [_decoded(value, name, path) for value in values]
+
+
+def string(group: h5py.Group, name: str, path: Path) -> str:
+    """A dataset that is one string. Raises `InputError`."""
+    return _decoded(take(group, name, path, str, 0), name, path)
+
+
+def _decoded(value: Any, name: str, path: Path) -> str:
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: {name} is not UTF-8: make the file again") from None
+
+
+def attribute(group: h5py.Group, name: str, path: Path, kind: type[T]) -> T:
+    """The attribute `name`, an int or a str. Raises `InputError` where it is missing or something else."""
+    value = group.attrs.get(name)
+    if not isinstance(value, np.integer if kind is int else str):
+        words = "a whole number" if kind is int else "a string"
+        raise InputError(f"{path}: attribute {name} is missing or not {words}: make the file again")
+    return kind(value)

@@ -43,9 +43,9 @@ class ModelFile:
         self.path = path
         with h5.reading(path, "model") as file:
             self.spec = _spec(file, path)
-            self.dtype = str(file.attrs["dtype"])
-            self.uuid = str(file.attrs["uuid"])
-            self.tokenizer = bytes(h5.take(file, "tokenizer", path)).decode() if "tokenizer" in file else ""
+            self.dtype = h5.attribute(file, "dtype", path, str)
+            self.uuid = h5.attribute(file, "uuid", path, str)
+            self.tokenizer = h5.string(file, "tokenizer", path) if "tokenizer" in file else ""
             _check_shapes(file, self.spec, path)
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
@@ -84,6 +84,7 @@ def write(path: Path, source: Source, dtype: str, *, same: Callable[[Tensor], st
                 file[tensor.name] = file[first]
             else:
                 _write_tensor(file, tensor, source.blocks(tensor), dtype)
+            file.check()
             done(tensor)
 
 
@@ -105,10 +106,9 @@ def rows_per_block(shape: tuple[int, ...]) -> int:
 
 def _spec(file: h5py.File, path: Path) -> ModelSpec:
     try:
-        table = tables.parse(str(file.attrs["spec"]))
-        file.attrs["dtype"], file.attrs["uuid"]
-    except (KeyError, tables.Bad) as error:
-        raise InputError(f"{path}: attribute spec, dtype or uuid is missing or malformed ({error})") from None
+        table = tables.parse(h5.attribute(file, "spec", path, str))
+    except tables.Bad as error:
+        raise InputError(f"{path}: attribute spec is malformed ({error})") from None
     return spec.from_named_table(table, f"{path}: spec", InputError)
 
 

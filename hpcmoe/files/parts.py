@@ -5,15 +5,16 @@ of the loads and step times. It appears by a rename, so a job that is killed lea
 and a resumed job leaves out the prompts that are in them.
 """
 
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from hpcmoe.errors import JobError
+from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import h5
 from hpcmoe.types import STAGES, Answer, StepTime
 
@@ -93,25 +94,30 @@ def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:
 def read(path: Path) -> Part:
     """The part in `path`. Raises `InputError`."""
     with h5.reading(path, "part") as file:
-        answers = tuple(take_answers(file, path))
-        load = h5.take(file, "load", path)
-        number, tokens, chosen, wall, stages = (h5.take(file, f"timings/{name}", path)
-                                                for name in ("step", "tokens", "answers", "wall", "seconds"))
-        attempt = int(file.attrs["attempt"])
-    steps = tuple(StepTime(int(n), int(t), int(c), float(w), s)
-                  for n, t, c, w, s in zip(number, tokens, chosen, wall, stages))
-    return Part(answers, load, steps, attempt)
+        return Part(tuple(take_answers(file, path)), h5.take(file, "load", path, np.integer, 2),
+                    _take_steps(file, path), h5.attribute(file, "attempt", path, int))
 
 
-def take_answers(file: h5py.File, path: Path) -> Iterable[Answer]:
+def _take_steps(file: h5py.File, path: Path) -> tuple[StepTime, ...]:
+    number, tokens, chosen = (h5.take(file, f"timings/{name}", path, np.integer, 1)
+                              for name in ("step", "tokens", "answers"))
+    wall, stages = h5.take(file, "timings/wall", path, np.floating, 1), h5.take(file, "timings/seconds", path)
+    if len({len(column) for column in (number, tokens, chosen, wall)}) > 1 or stages.shape != (len(wall), len(STAGES)):
+        raise InputError(f"{path}: the datasets in timings differ in length: make the file again")
+    return tuple(StepTime(int(n), int(t), int(c), float(w), s)
+                 for n, t, c, w, s in zip(number, tokens, chosen, wall, stages))
+
+
+def take_answers(file: h5py.File, path: Path) -> list[Answer]:
     """The answers in a part or results file, in its order. Raises `InputError`."""
-    prompt = h5.take(file, "prompt", path)
+    prompt = h5.take(file, "prompt", path, np.integer, 1)
     tokens, offsets = h5.ragged(file, "tokens", path)
-    logprobs, _ = h5.ragged(file, "logprobs", path)
-    stop = h5.strings(file, "stop", path)
-    for row, number in enumerate(prompt):
-        part = slice(offsets[row], offsets[row + 1])
-        yield Answer(int(number), tokens[part], logprobs[part], stop[row])
+    logprobs, same = h5.ragged(file, "logprobs", path, np.floating)
+    stop = h5.strings(file, "stop", path, len(prompt))
+    if len(offsets) != len(prompt) + 1 or not np.array_equal(offsets, same):
+        raise InputError(f"{path}: prompt, tokens and logprobs differ in length: make the file again")
+    parts = [slice(begin, end) for begin, end in pairwise(offsets)]
+    return [Answer(int(number), tokens[part], logprobs[part], why) for number, part, why in zip(prompt, parts, stop)]
 
 
 def finished(output: Path, identity: str) -> tuple[int, np.ndarray]:
@@ -122,14 +128,21 @@ def finished(output: Path, identity: str) -> tuple[int, np.ndarray]:
     attempt, done = 0, [np.empty(0, np.int64)]
     for path in files(output):
         with h5.reading(path, "part") as file:
-            if str(file.attrs["identity"]) != identity:
+            if h5.attribute(file, "identity", path, str) != identity:
                 raise JobError(f"{folder(output)} holds parts of another job: give --overwrite to throw them away, "
                                "or another output")
-            attempt = max(attempt, int(file.attrs["attempt"]) + 1)
-            done.append(h5.take(file, "prompt", path))
+            attempt = max(attempt, h5.attribute(file, "attempt", path, int) + 1)
+            done.append(h5.take(file, "prompt", path, np.integer, 1))
     return attempt, np.sort(np.concatenate(done))
 
 
 def remove(output: Path) -> None:
-    """Deletes the parts of `output`."""
-    shutil.rmtree(folder(output), ignore_errors=True)
+    """Deletes the parts of `output`, and their folder where nothing else is in it.
+
+    What cannot be deleted stays: a run has its results by then, or will find those parts.
+    """
+    for path in (*files(output), *folder(output).glob(".[0-9]*-*-*.h5.*.tmp")):
+        with suppress(OSError):
+            path.unlink()
+    with suppress(OSError):
+        folder(output).rmdir()

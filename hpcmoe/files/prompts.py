@@ -10,11 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcmoe import paths
 from hpcmoe.errors import InputError
 from hpcmoe.files import h5
 from hpcmoe.files.model import Source
 from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.spec import ModelSpec
+
+MOST = 2**31
+"""Tokens are below it: they are stored as int32."""
+JSONL = (".jsonl", ".ndjson")
+"""Endings of files with a JSON object a line."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Prompts:
         """`[P]` int64"""
         return np.diff(self.offsets)
 
+    def called(self, prompt: int) -> str:
+        """What errors call a prompt, in one line."""
+        name = self.ids[prompt]
+        return f"prompt {prompt} (id {name if name.isprintable() else repr(name)})"
+
 
 def read(path: Path) -> Prompts:
     """The prompts in `path`. Raises `InputError`."""
@@ -49,8 +60,9 @@ def read(path: Path) -> Prompts:
         uuid = str(file.attrs.get("uuid", ""))
     if len(ids) != len(offsets) - 1:
         raise InputError(f"{path}: {len(ids)} ids for {len(offsets) - 1} prompts: make the file again")
-    if not np.issubdtype(data.dtype, np.integer):
-        raise InputError(f"{path}: tokens/data is {data.dtype}, not int32: make the file again")
+    large = (data < -MOST) | (data >= MOST)  # a cast would make other tokens of them
+    if large.any():
+        raise InputError(f"{path}: tokens/data has {data[large][0]}, which no vocabulary is large enough for")
     return Prompts(data.astype(np.int32), offsets, tuple(ids), uuid)
 
 
@@ -58,17 +70,17 @@ def check(prompts: Prompts, spec: ModelSpec, where: str, room: int = 1) -> None:
     """Raises `InputError` where `spec` cannot take these prompts and `room` tokens more, naming the first misfit."""
     if not len(prompts):
         raise InputError(f"{where}: there are no prompts in it")
-    for number, (name, length) in enumerate(zip(prompts.ids, prompts.lengths)):
+    for number, length in enumerate(prompts.lengths):
         if length == 0:
-            raise InputError(f"{where}: prompt {number} (id {name}) is empty")
+            raise InputError(f"{where}: {prompts.called(number)} is empty")
         if length + room > spec.context:
-            raise InputError(f"{where}: prompt {number} (id {name}) has {length} tokens, and the context of "
+            raise InputError(f"{where}: {prompts.called(number)} has {length} tokens, and the context of "
                              f"{spec.name} is {spec.context}: shorten it to {spec.context - room} or fewer")
     wrong = np.flatnonzero((prompts.data < 0) | (prompts.data >= spec.vocabulary))
     if len(wrong):
         number = int(np.searchsorted(prompts.offsets, wrong[0], side="right")) - 1
-        raise InputError(f"{where}: prompt {number} (id {prompts.ids[number]}) has the token {prompts.data[wrong[0]]}, "
-                         f"outside the vocabulary of {spec.vocabulary}: was it made for another model?")
+        raise InputError(f"{where}: {prompts.called(number)} has the token {prompts.data[wrong[0]]}, outside the "
+                         f"vocabulary of {spec.vocabulary}: was it made for another model?")
 
 
 def convert(source: Path, target: Path, model: Source) -> int:
@@ -76,7 +88,7 @@ def convert(source: Path, target: Path, model: Source) -> int:
     records = _records(source)
     if not records:
         raise InputError(f"{source}: there are no prompts in it")
-    tokenizer = Tokenizer(model.tokenizer) if model.tokenizer else None
+    tokenizer = Tokenizer(model.tokenizer, model.spec.name) if model.tokenizer else None
     tokens = []
     for where, record in records:
         if "tokens" in record:
@@ -85,7 +97,7 @@ def convert(source: Path, target: Path, model: Source) -> int:
             raise InputError(f"{where}: {model.spec.name} has no tokenizer, so prompts must be .jsonl with tokens")
         else:
             tokens.append(np.array(tokenizer.encode(record["text"]), np.int32))
-    ids = [str(record.get("id", number)) for number, (_, record) in enumerate(records)]
+    ids = [str(number if record.get("id") is None else record["id"]) for number, (_, record) in enumerate(records)]
     offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
     check(Prompts(np.concatenate(tokens), offsets, tuple(ids)), model.spec, str(source))
     write(target, ids, tokens, [record.get("text", "") for _, record in records])
@@ -102,30 +114,37 @@ def write(path: Path, ids: Sequence[str], tokens: Sequence[np.ndarray], text: Se
 
 
 def _records(source: Path) -> list[tuple[str, dict]]:
-    try:
-        lines = source.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{source} does not exist") from None
-    except (UnicodeDecodeError, IsADirectoryError):
-        raise InputError(f"{source} is not a text file") from None
-    jsonl = source.suffix in (".jsonl", ".ndjson")
-    return [(f"{source}, line {n}", _record(line, f"{source}, line {n}") if jsonl else {"text": line})
-            for n, line in enumerate(lines, 1) if line.strip()]
+    lines = paths.read_text(source, InputError, "prompts").split("\n")
+    jsonl = source.suffix.lower() in JSONL
+    found = [(f"{source}, line {n}", _record(line, f"{source}, line {n}") if jsonl else {"text": line})
+             for n, line in enumerate(lines, 1) if line.strip()]
+    for where, record in found:
+        _check_characters(record, where)
+    return found
+
+
+def _check_characters(record: dict, where: str) -> None:
+    for name in ("id", "text"):
+        words = str(record.get(name, ""))
+        if "\0" in words or any("\ud800" <= c <= "\udfff" for c in words):
+            raise InputError(f"{where}: {name} has a zero or half a surrogate pair, which files cannot hold")
 
 
 def _record(line: str, where: str) -> dict:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also where numbers or brackets are beyond Python's limits
         raise InputError(f"{where}: not JSON ({error})") from None
     if not isinstance(record, dict) or not ({"text", "tokens"} & set(record)):
         raise InputError(f"{where}: should be an object with text or tokens, and id where wanted")
     if not isinstance(record.get("text", ""), str):
         raise InputError(f"{where}: text should be a string")
+    if type(record.get("id", "")) not in (str, int, float, type(None)):
+        raise InputError(f"{where}: id should be a string or a number")
     return record
 
 
 def _given(tokens: object, where: str) -> np.ndarray:
-    if not isinstance(tokens, list) or not all(type(t) is int and abs(t) < 2**31 for t in tokens):
+    if not isinstance(tokens, list) or not all(type(t) is int and abs(t) < MOST for t in tokens):
         raise InputError(f"{where}: tokens should be a list of whole numbers")
     return np.array(tokens, np.int32)

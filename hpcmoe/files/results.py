@@ -15,11 +15,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpcmoe.errors import JobError
+from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import h5, parts
 from hpcmoe.files.parts import Part, Provenance
 from hpcmoe.files.prompts import Prompts
 from hpcmoe.types import STAGES, Answer
+
+HEAD = 1 << 16
+"""Bytes at the beginning of a file that have its mark in them, even where the rest is lost."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,16 @@ def is_finished(output: Path, identity: str) -> bool:
     if not output.exists():
         return False
     with h5.reading(output, "results") as file:
-        if str(file.attrs.get("identity", "")) != identity:
+        if h5.attribute(file, "identity", output, str) != identity:
             raise JobError(f"output {output} belongs to another job: give --overwrite to replace it, or another name")
     return True
+
+
+def could_be(path: Path) -> bool:
+    """Whether the file at `path` is one of these, whole or damaged: what `--overwrite` may delete."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    return head.startswith(b"\x89HDF\r\n\x1a\n") and f"{h5.OURS}results".encode() in head
 
 
 def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[np.ndarray], str]) -> None:
@@ -106,11 +116,16 @@ def _put_timings(file: h5py.File, table: StepTable) -> None:
 
 def steps(file: h5py.File, path: Path) -> StepTable:
     """The step times in a results file. Raises `InputError`."""
-    names = ("attempt", "step", "tokens", "answers", "wall", "mean", "max")
-    return StepTable(*(h5.take(file, f"timings/{name}", path) for name in names))
+    counts = [h5.take(file, f"timings/{name}", path, np.integer, 1)
+              for name in ("attempt", "step", "tokens", "answers")]
+    times = [h5.take(file, "timings/wall", path, np.floating, 1),
+             *(h5.take(file, f"timings/{name}", path, np.floating, 2) for name in ("mean", "max"))]
+    if len({len(column) for column in counts + times}) > 1:
+        raise InputError(f"{path}: the datasets in timings differ in length: make the file again")
+    return StepTable(*counts, *times)
 
 
 def answers(path: Path) -> list[Answer]:
     """The answers in a results file. Raises `InputError`."""
     with h5.reading(path, "results") as file:
-        return list(parts.take_answers(file, path))
+        return parts.take_answers(file, path)

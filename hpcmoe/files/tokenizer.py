@@ -1,19 +1,26 @@
 """Text to tokens and back, by the tokenizer that a model file carries (the `tokenizers` library)."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
-from hpcmoe.errors import JobError
+from hpcmoe.errors import InputError, JobError
 
 
 class Tokenizer:
-    """A tokenizer from its JSON. Raises `JobError` where the `tokenizers` package is not installed."""
+    """A tokenizer from its JSON, which came from `where`.
 
-    def __init__(self, json: str) -> None:
+    Raises `InputError` where it is none, `JobError` where the `tokenizers` package is not installed.
+    """
+
+    def __init__(self, json: str, where: str = "the model file") -> None:
         try:
             import tokenizers
         except ModuleNotFoundError:
             raise JobError("text needs the tokenizers package: pip install 'hpcmoe[text]'") from None
-        self._tokenizer = tokenizers.Tokenizer.from_str(json)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json)
+        except Exception as error:  # the package has no class of its own for what it cannot read
+            raise InputError(f"{where}: the tokenizer is not one of the tokenizers library's ({error})") from None
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, with what the tokenizer itself puts around a text."""
@@ -22,3 +29,9 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of `tokens`, special ones left out."""
         return self._tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True)
+
+
+def check(json: str, where: str) -> None:
+    """Raises `InputError` where `json`, from `where`, is no tokenizer; without the `tokenizers` package all may be."""
+    with suppress(JobError):
+        Tokenizer(json, where)

@@ -8,9 +8,8 @@ import numpy as np
 from rich.table import Table
 
 from hpcmoe import array, config, spec, tables
-from hpcmoe.config import Checkpoint, Compute, Exchange, Generate, Job, Schedule
-from hpcmoe.engine import inputs
-from hpcmoe.engine import job as life
+from hpcmoe.config import Job
+from hpcmoe.engine import inputs, output
 from hpcmoe.engine.memory import Memory, Sizes, place, plan_memory, plan_sizes
 from hpcmoe.errors import JobError
 from hpcmoe.report import text
@@ -20,16 +19,16 @@ CPU_WEIGHT = 4
 """Bytes of a weight on a CPU, whatever the dtype: see `array`."""
 SHORT = 1024
 """Tokens of the sequence that a spec without a job is shown with."""
-SCALES = {"": 1, "B": 1} | {f"{p}B": 1000 ** n for n, p in enumerate("kMGT", 1)} | {
-    f"{p}iB": 1024 ** n for n, p in enumerate("KMGT", 1)}
+SIZE = re.compile(r"(\d+|\d*\.\d+) *([kmgtp]?)(i?)b?")
+"""A number and a unit: with an i in powers of 1024, else of 1000."""
 
 
 def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | None) -> None:
     """Checks a job, or shows what a spec needs. Raises what is wrong with it."""
-    limit = parse_size(gpu_memory) if gpu_memory else None
+    limit = None if gpu_memory is None else parse_size(gpu_memory)
     out = text.console()
     if is_spec(path):
-        model, job = spec.load(path), bare_job(path)
+        model, job = spec.load(path), Job(str(path), prompts="", output="")
         sizes = Sizes(1, 1, min(model.context, SHORT))
         out.print(f"{path}: a spec without a job, shown with one sequence of {sizes.length} tokens")
     else:
@@ -38,13 +37,14 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
         model = found.model.spec
         lengths = found.prompts.lengths
         sizes = plan_sizes(model, job, lengths, ranks)
-        state = life.output_state(Path(job.output), found.identity(job))
+        left = output.look(job, found.identity(job))
         out.print(f"{path}: nothing wrong was found\n  model    {job.model} ({model.name})\n"
                   f"  prompts  {len(lengths)}, {lengths.min()} to {lengths.max()} tokens\n"
-                  f"  output   {job.output}, {state}")
+                  f"  output   {job.output}, {left.words()}")
     memory = _memory(model, job, sizes, ranks, limit is not None)
     out.print(_layout(model, sizes, ranks))
-    out.print(f"Memory of the fullest rank, {job.compute.dtype if limit else 'on a CPU, where weights are float32'}:")
+    where = "on a CPU, where weights are float32" if limit is None else job.compute.dtype
+    out.print(f"Memory of the fullest rank, {where}:")
     out.print(_table(memory))
     if limit is not None:
         verdict(memory, limit, gpu_memory or "", place(model, ranks).most)
@@ -57,20 +57,13 @@ def is_spec(path: Path) -> bool:
     return "layers" in table and "model" not in table
 
 
-def bare_job(path: Path) -> Job:
-    """A job for a spec alone, all defaults."""
-    return Job(str(path), "", "", "generate", Generate(), Compute(), Exchange(), Schedule(), Checkpoint())
-
-
 def parse_size(words: str) -> float:
-    """ "80GB" -> 80e9 bytes. Raises `JobError`."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", words)
-    scale = SCALES.get(match[2]) if match else None
-    try:
-        assert match and scale
-        return float(match[1]) * scale
-    except (AssertionError, ValueError):
-        raise JobError(f"--gpu-memory {words}: should be a size such as 80GB or 79GiB") from None
+    """ "80GB" or "80g" -> 80e9 bytes, "80GiB" -> 80 * 2**30. Raises `JobError`."""
+    match = SIZE.fullmatch(words.strip().lower())
+    if match is None:
+        raise JobError(f"--gpu-memory {words}: should be a size such as 80GB or 79GiB")
+    power = " kmgtp".index(match[2] or " ")
+    return float(match[1]) * (1024 if match[3] else 1000) ** power
 
 
 def _memory(model: ModelSpec, job: Job, sizes: Sizes, ranks: int, gpu: bool) -> Memory:

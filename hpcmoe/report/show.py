@@ -1,5 +1,6 @@
 """The page that `show` prints of any of our files."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ WIDEST = 16
 def show(path: Path, limit: int) -> None:
     """Prints `path`, with `limit` prompts at most. Raises `InputError`."""
     with h5.reading(path) as file:
-        layout = str(file.attrs["format"]).removeprefix("hpcmoe-")
+        layout = str(file.attrs["format"]).removeprefix(h5.OURS)
     pages = {"model": _model, "prompts": _prompts, "results": _results, "part": _results}
     if layout not in pages:
         raise InputError(f"{path} is a {layout} file, which this hpcmoe cannot show: update hpcmoe")
@@ -33,8 +34,8 @@ def show(path: Path, limit: int) -> None:
 
 
 def _head(out: Console, file: h5py.File, path: Path) -> None:
-    marks = file.attrs
-    out.print(f"{path}: {str(marks['format']).removeprefix('hpcmoe-')}, made by {marks['creator']}, {marks['created']}")
+    layout, creator, created = (h5.attribute(file, name, path, str) for name in ("format", "creator", "created"))
+    out.print(f"{path}: {layout.removeprefix(h5.OURS)}, made by {creator}, {created}")
 
 
 def _model(out: Console, path: Path, limit: int) -> None:
@@ -52,14 +53,14 @@ def _model(out: Console, path: Path, limit: int) -> None:
         grid.add_row(part, str(len(values)), f"{sum(values):,}", text.size(sum(values) * itemsize))
     out.print(grid)
     with h5.reading(path, "model") as file:
-        out.print(str(file.attrs["spec"]).rstrip(), markup=False)
+        out.print(h5.attribute(file, "spec", path, str).rstrip())
 
 
 def _prompts(out: Console, path: Path, limit: int) -> None:
     found = prompts.read(path)
     with h5.reading(path, "prompts") as file:
         _head(out, file, path)
-        words = h5.strings(file, "text", path) if "text" in file else [""] * len(found)
+        words = h5.strings(file, "text", path, len(found)) if "text" in file else [""] * len(found)
     lengths = found.lengths
     if len(found):
         out.print(f"{len(found)} prompts, {lengths.min()} to {lengths.max()} tokens, {lengths.sum()} in all")
@@ -72,27 +73,32 @@ def _prompts(out: Console, path: Path, limit: int) -> None:
 def _results(out: Console, path: Path, limit: int) -> None:
     with h5.reading(path) as file:
         _head(out, file, path)
-        out.print(f"{file.attrs['versions']}")
-        hosts = h5.strings(file, "host", path)
-        ranks, places = int(file.attrs["ranks"]), sorted(set(hosts))
+        out.print(h5.attribute(file, "versions", path, str))
+        ranks, places = h5.attribute(file, "ranks", path, int), sorted(set(h5.strings(file, "host", path)))
         out.print(f"{text.plural(ranks, 'rank')} on {text.plural(len(places), 'host')} ({', '.join(places[:8])})")
-        found = list(parts.take_answers(file, path))
-        ids = h5.strings(file, "id", path) if "id" in file else [f"prompt {a.prompt}" for a in found]
-        words = h5.strings(file, "text", path) if "text" in file else [""] * len(found)
-        for answer, name, said in list(zip(found, ids, words))[:limit]:
-            length = text.plural(len(answer.tokens), "token")
-            note = f"{length}, {answer.stop}, perplexity {perplexity([answer]):.3f}"
-            _entry(out, name, note, said or str(answer.tokens.tolist()))
-        _rest(out, len(found), limit)
-        out.print(f"Perplexity of all tokens {perplexity(found):.4f}")
-        load = h5.take(file, "load", path)
+        _answers(out, file, path, limit)
+        load = h5.take(file, "load", path, np.integer, 2)
         if load.size and np.any(load):
-            print_load(out, load, int(file.attrs["experts_per_rank"]))
+            print_load(out, load, h5.attribute(file, "experts_per_rank", path, int))
         if "timings/mean" in file:
             steps = results.steps(file, path)
             out.print(speed_line(steps))
             out.print("Seconds by stage, summed over the steps:")
             out.print(stage_table(steps))
+
+
+def _answers(out: Console, file: h5py.File, path: Path, limit: int) -> None:
+    found = parts.take_answers(file, path)
+    ids = h5.strings(file, "id", path, len(found)) if "id" in file else [f"prompt {a.prompt}" for a in found]
+    words = h5.strings(file, "text", path, len(found)) if "text" in file else [""] * len(found)
+    for answer, name, said in list(zip(found, ids, words))[:limit]:
+        note = f"{text.plural(len(answer.tokens), 'token')}, {answer.stop}"
+        one = perplexity([answer])
+        _entry(out, name, note if math.isnan(one) else f"{note}, perplexity {one:.3f}",
+               said or str(answer.tokens.tolist()))
+    _rest(out, len(found), limit)
+    if not math.isnan(perplexity(found)):
+        out.print(f"Perplexity of all tokens {perplexity(found):.4f}")
 
 
 def perplexity(found: Sequence[Answer]) -> float:
@@ -103,10 +109,10 @@ def perplexity(found: Sequence[Answer]) -> float:
 
 
 def _entry(out: Console, name: str, note: str, words: str) -> None:
-    out.print(Text.assemble((name, "bold"), f"  ({note})"))
+    out.print(Text.assemble((text.visible(name), "bold"), f"  ({note})"))
     wrap = textwrap.TextWrapper(width=out.width, initial_indent="    ", subsequent_indent="    ")
     for line in words.strip().splitlines():
-        out.print(wrap.fill(line), markup=False, soft_wrap=True)
+        out.print(wrap.fill(line), soft_wrap=True)
     out.print()
 
 

@@ -2,17 +2,36 @@
 
 import os
 import sys
+import unicodedata
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def console() -> Console:
+class Page(Console):
+    """What people and models wrote is printed as it is: no markup means anything, and nothing steers the terminal."""
+
+    def __init__(self, width: int | None) -> None:
+        super().__init__(width=width, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Every string on its way to the page, cells of tables too."""
+        return super().render_str(visible(text), **options)
+
+
+def visible(words: str) -> str:
+    """`words` without control characters; ends of lines and tabs stay."""
+    return "".join(c for c in words if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def console() -> Page:
     """Where pages are printed: as wide as the terminal, 110 columns in a log."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110
-    return Console(width=width, highlight=False)
+    return Page(width)
 
 
 def table(*columns: str) -> Table:

@@ -11,7 +11,7 @@ from helpers import ROOT
 PACKAGE = ROOT / "hpcmoe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
-    {"errors", "tables"},
+    {"errors", "paths", "tables"},
     {"config", "spec", "types"},
     {"array", "launch"},
     {"kernels", "files", "reference"},
