@@ -10,11 +10,13 @@ from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import model
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.files.model import Source
+from hpcmoe.paths import check_output
 
 
 def convert(source: Path, output: Path, dtype: str, upcycle: str | None, experts: int, top_k: int,
             seed: int) -> None:
     """Writes the checkpoint at `source` as a model file. Raises `InputError`, `JobError`."""
+    check_output(output, source, *source.glob("*.json"), *source.glob("*.safetensors"))
     checkpoint = open_checkpoint(source)
     if upcycle and checkpoint.spec.moe:
         raise JobError(f"--upcycle makes experts of a dense model, and {checkpoint.spec.name} has experts already")
@@ -29,6 +31,7 @@ def convert(source: Path, output: Path, dtype: str, upcycle: str | None, experts
 
 def init(path: Path, output: Path, seed: int, dtype: str) -> None:
     """Writes random weights for the spec at `path`. Raises `InputError`, `JobError`."""
+    check_output(output, path)
     write(output, Drawn(spec.load(path), seed), dtype)
 
 
@@ -38,7 +41,7 @@ def open_checkpoint(source: Path) -> Source:
         raise InputError(f"{source} does not exist")
     if source.is_dir():
         return HuggingFaceCheckpoint(source)
-    if source.suffix == ".gguf":
+    if source.suffix.lower() == ".gguf":
         return GgufCheckpoint(source)
     raise InputError(f"{source}: should be a .gguf file, or a folder with config.json and .safetensors files")
 

@@ -72,7 +72,7 @@ def decoder(keys: Keys, name: str, attention: Attention, dense: Dense | None, mo
 
 def heads(keys: Keys, kv_default: int | None = None) -> tuple[int, int, int]:
     """Query heads, key and value heads, and values per head."""
-    count = keys.whole("num_attention_heads")
+    count = keys.whole("num_attention_heads", least=1)
     return (count, keys.whole("num_key_value_heads", default=kv_default or count),
             keys.whole("head_dim", default=keys.peek("hidden_size") // count))
 
@@ -118,7 +118,7 @@ def olmoe(keys: Keys, name: str) -> ModelSpec:
 
 def sparse_by_step(keys: Keys) -> Dense | None:
     """Layers that `mlp_only_layers` lists, and those between the steps, are dense."""
-    step, listed = keys.whole("decoder_sparse_step", default=1), keys.take("mlp_only_layers", default=[])
+    step, listed = keys.whole("decoder_sparse_step", default=1, least=1), keys.items("mlp_only_layers")
     width = keys.whole("intermediate_size")
     dense = tuple(n for n in range(keys.peek("num_hidden_layers")) if n in listed or (n + 1) % step)
     return Dense(width, dense) if dense else None
@@ -126,12 +126,12 @@ def sparse_by_step(keys: Keys) -> Dense | None:
 
 def qwen_window(keys: Keys) -> int:
     """The window, where it is switched on for all layers; a mixture of layers is refused."""
-    window, used = keys.take("sliding_window", default=4096), keys.flag("use_sliding_window", False)
-    kinds = set(keys.take("layer_types", default=[]))
+    window, used = keys.whole("sliding_window", default=4096), keys.flag("use_sliding_window", False)
+    kinds = keys.items("layer_types")
     keys.take("max_window_layers", default=0)
-    if used and kinds != {"sliding_attention"}:
+    if used and (not kinds or any(kind != "sliding_attention" for kind in kinds)):
         raise keys.refused("use_sliding_window", True, "false, or layer_types that are all sliding_attention")
-    return int(window) if used else 0
+    return window if used else 0
 
 
 FAMILIES: Mapping[str, Family] = {

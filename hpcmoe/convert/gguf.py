@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from hpcmoe.convert.tokenizer import from_gguf
+from hpcmoe.convert.keys import Keys
+from hpcmoe.convert.parts import part_shapes
+from hpcmoe.convert.tokenizer import from_gguf, listed
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.spec import Attention, Dense, ModelSpec, Tensor
+from hpcmoe.paths import unreadable
+from hpcmoe.spec import Attention, Dense, ModelSpec, Tensor, check, tensors
 
 OUTER = {"embedding": "token_embd.weight", "norm": "output_norm.weight", "head": "output.weight"}
 LAYER = {"attention_norm": ["attn_norm.weight"],
@@ -31,6 +34,8 @@ class GgufCheckpoint:
         self._dequantise = gguf.quants.dequantize
         try:
             reader = gguf.GGUFReader(path)
+        except OSError as error:
+            raise InputError(f"{path} {unreadable(error)}") from None
         except ValueError as error:  # the reader's own complaint about magic, version or size
             raise InputError(f"{path} is not a whole GGUF file ({error})") from None
         self._tensors = {t.name: t for t in reader.tensors}
@@ -48,16 +53,25 @@ class GgufCheckpoint:
                                ("has, which this converter does not know,", set(self._tensors) - wanted)):
             if names:
                 raise InputError(f"{self.path} {problem} the tensor {sorted(names)[0]}")
+        for tensor in tensors(self.spec):
+            parts = self._names(tensor)
+            for name, shape in zip(parts, part_shapes(self.spec, tensor, len(parts))):
+                found = tuple(int(n) for n in reversed(self._tensors[name].shape))
+                if found != shape:
+                    raise InputError(f"{self.path}: {name} has shape {found}, the metadata say {shape}")
+
+    def _names(self, tensor: Tensor) -> list[str]:
+        """The file's tensors that make up one of ours, one below the other."""
+        if tensor.name in OUTER:
+            return [OUTER[tensor.name]]
+        return [f"blk.{tensor.layer}.{name}" for name in LAYER[tensor.kind]]
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """See `Source`."""
-        if tensor.name in OUTER:
-            yield self._read(OUTER[tensor.name])
-            return
-        for name in LAYER[tensor.kind]:
-            values = self._read(f"blk.{tensor.layer}.{name}")
-            heads = {"attn_q.weight": self.spec.attention.heads, "attn_k.weight": self.spec.attention.kv_heads}
-            yield unpermute(values, heads[name]) if name in heads else values
+        heads = {"attn_q": self.spec.attention.heads, "attn_k": self.spec.attention.kv_heads}
+        for name in self._names(tensor):
+            values, part = self._read(name), name.split(".")[-2]
+            yield unpermute(values, heads[part]) if part in heads else values
 
     def _read(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
@@ -76,28 +90,31 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _spec(values: dict[str, Any], tied: bool, path: Path) -> ModelSpec:
-    def get(name: str) -> Any:
-        try:
-            return values[name]
-        except KeyError:
-            raise InputError(f"{path} has no metadata {name}") from None
-
-    architecture = get("general.architecture")
+    architecture = values.get("general.architecture")
     if architecture != "llama":
         raise InputError(f"{path}: architecture {architecture} is not read from GGUF; llama is. Convert the model's "
                          "Hugging Face checkpoint instead")
-    for name in ("llama.expert_count", "llama.rope.scaling.type"):
-        if values.get(name) not in (None, 0, "none"):
-            raise InputError(f"{path}: metadata {name} = {values[name]} is not read from GGUF")
-    heads, hidden = get("llama.attention.head_count"), get("llama.embedding_length")
-    layers = get("llama.block_count")
-    head_dim = values.get("llama.attention.key_length", hidden // heads)
-    if values.get("llama.rope.dimension_count", head_dim) != head_dim:
-        raise InputError(f"{path}: metadata llama.rope.dimension_count differs from the head's {head_dim}: not read")
-    attention = Attention(heads, values.get("llama.attention.head_count_kv", heads), head_dim,
-                          float(values.get("llama.rope.freq_base", 10000.0)))
+    keys = Keys({name: value for name, value in values.items() if name.startswith("llama.")}, str(path))
+    layers, hidden = keys.whole("llama.block_count"), keys.whole("llama.embedding_length")
     eos = values.get("tokenizer.ggml.eos_token_id")
-    return ModelSpec(values.get("general.name", path.stem), layers, hidden, len(get("tokenizer.ggml.tokens")),
-                     get("llama.context_length"), attention, Dense(get("llama.feed_forward_length"), layers),
-                     norm_eps=float(np.float32(get("llama.attention.layer_norm_rms_epsilon"))), tied_head=tied,
-                     eos=() if eos is None else (int(eos),))
+    found = ModelSpec(values.get("general.name", path.stem), layers, hidden, len(listed(values, "tokens", path)),
+                      keys.whole("llama.context_length"), _attention(keys, hidden),
+                      Dense(keys.whole("llama.feed_forward_length"), layers),
+                      norm_eps=float(np.float32(keys.number("llama.attention.layer_norm_rms_epsilon"))),
+                      tied_head=tied, eos=() if eos is None else (eos,))
+    keys.only("llama.vocab_size", found.vocabulary)
+    keys.only("llama.expert_count", 0)
+    keys.only("llama.expert_used_count", 0)
+    keys.finish()
+    check(found, str(path))
+    return found
+
+
+def _attention(keys: Keys, hidden: int) -> Attention:
+    heads = keys.whole("llama.attention.head_count", least=1)
+    head_dim = keys.whole("llama.attention.key_length", default=hidden // heads)
+    keys.only("llama.attention.value_length", head_dim)
+    keys.only("llama.rope.dimension_count", head_dim)
+    keys.only("llama.rope.scaling.type", "none")
+    return Attention(heads, keys.whole("llama.attention.head_count_kv", default=heads), head_dim,
+                     keys.number("llama.rope.freq_base", default=10000.0))

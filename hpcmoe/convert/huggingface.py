@@ -11,9 +11,12 @@ import numpy as np
 
 from hpcmoe.convert.families import FAMILIES
 from hpcmoe.convert.keys import Keys
+from hpcmoe.convert.parts import part_shapes
 from hpcmoe.errors import InputError, JobError
+from hpcmoe.files import tokenizer
 from hpcmoe.files.model import rows_per_block
-from hpcmoe.spec import ModelSpec, Tensor, tensors
+from hpcmoe.paths import read_text
+from hpcmoe.spec import ModelSpec, Tensor, check, tensors
 
 READ = {"BF16", "F16", "F32"}
 """The number formats that are read."""
@@ -34,6 +37,7 @@ class HuggingFaceCheckpoint:
         keys = Keys(_with_generation_eos(table, folder), f"{folder / 'config.json'}")
         self.spec: ModelSpec = self._family.spec(keys, folder.resolve().name)
         keys.finish()
+        check(self.spec, f"{folder / 'config.json'}")
         self.tokenizer = _tokenizer(folder)
         self._files = _open_all(folder)
         self._parts = {t.name: self._find(t) for t in tensors(self.spec)}
@@ -45,22 +49,23 @@ class HuggingFaceCheckpoint:
             found = [name.format(n=tensor.layer, e=tensor.expert) for name in names.get(tensor.kind, ())]
             if found and all(name.removesuffix("[e]") in self._files for name in found):
                 parts = [(name.removesuffix("[e]"), tensor.expert if name.endswith("[e]") else None) for name in found]
-                self._check_shape(tensor, parts)
+                self._check_shapes(tensor, parts)
                 return parts
-        example = self._family.names[tensor.kind][0].format(n=tensor.layer, e=tensor.expert)
-        raise InputError(f"{self.folder}: no file has the tensor {example} ({tensor.name} of {self.spec.name})")
+        wanted = [name.format(n=tensor.layer, e=tensor.expert) for name in self._family.names[tensor.kind]]
+        missing = next(name for name in wanted if name not in self._files)
+        raise InputError(f"{self.folder}: no file has the tensor {missing} ({tensor.name} of {self.spec.name})")
 
-    def _check_shape(self, tensor: Tensor, parts: list[tuple[str, int | None]]) -> None:
-        shapes = []
-        for name, index in parts:
+    def _check_shapes(self, tensor: Tensor, parts: list[tuple[str, int | None]]) -> None:
+        for (name, index), wanted in zip(parts, part_shapes(self.spec, tensor, len(parts))):
             part = self._files[name].get_slice(name)
             if part.get_dtype() not in READ:
                 raise InputError(f"{self.folder}: {name} is {part.get_dtype()}, which is not read; "
                                  f"{', '.join(sorted(READ))} are")
-            shapes.append(tuple(part.get_shape())[0 if index is None else 1:])
-        shape = (sum(s[0] for s in shapes if s), *shapes[0][1:])
-        if shape != tensor.shape or len({s[1:] for s in shapes}) > 1:
-            raise InputError(f"{self.folder}: {parts[0][0]} has shape {shape}, config.json says {tensor.shape}")
+            if index is not None:
+                wanted = (self.spec.experts, *wanted)
+            found = tuple(part.get_shape())
+            if found != wanted:
+                raise InputError(f"{self.folder}: {name} has shape {found}, config.json says {wanted}")
 
     def _check_nothing_left(self) -> None:
         used = {name for parts in self._parts.values() for name, _ in parts}
@@ -84,11 +89,10 @@ class HuggingFaceCheckpoint:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    text = read_text(path, InputError, "checkpoint's file")
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error})") from None
     if not isinstance(table, dict):
         raise InputError(f"{path} should be a JSON object")
@@ -105,7 +109,9 @@ def _with_generation_eos(table: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> str:
     path = folder / "tokenizer.json"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        text = read_text(path, InputError, "tokenizer")
+        tokenizer.check(text, str(path))
+        return text
     print(f"hpcmoe: warning: {folder} has no tokenizer.json: prompts must be given as tokens, and texts stay empty",
           file=sys.stderr)
     return ""

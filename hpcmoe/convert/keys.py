@@ -1,4 +1,4 @@
-"""A checkpoint's config.json, read key by key, so that no key is passed over in silence."""
+"""A checkpoint's own settings, read key by key, so that no key is passed over in silence."""
 
 from typing import Any
 
@@ -16,38 +16,48 @@ NO_EFFECT = frozenset("""
 
 
 class Keys:
-    """The keys of config.json that have not been read yet."""
+    """The keys, of a config.json or of a GGUF file's metadata, that have not been read yet."""
 
     def __init__(self, table: dict[str, Any], where: str) -> None:
         self._left, self._where = dict(table), where
 
     def take(self, *names: str, default: Any = REQUIRED) -> Any:
         """The value under the first of `names` that is there and not null, else `default`. Raises `InputError`."""
-        found = [self._left.pop(name, None) for name in names]
-        value = next((v for v in found if v is not None), default)
+        found = {name: self._left.pop(name, None) for name in names}
+        given = {name: value for name, value in found.items() if value is not None}
+        value = next(iter(given.values()), default)
+        if any(other != value for other in given.values()):
+            raise InputError(f"{self._where}: {' and '.join(given)} contradict each other")
         if value is REQUIRED:
             raise InputError(f"{self._where} has no key {names[0]}")
         return value
 
-    def whole(self, *names: str, default: Any = REQUIRED) -> int:
-        """The same, checked to be a whole number."""
+    def whole(self, *names: str, default: Any = REQUIRED, least: int = 0) -> int:
+        """The same, checked to be a whole number of at least `least`."""
         value = self.take(*names, default=default)
-        if type(value) is not int:
-            raise InputError(f"{self._where}: {names[0]} = {value!r} should be a whole number")
+        if type(value) is not int or value < least:
+            raise self.wrong(names[0], value, f"a whole number of at least {least}")
         return value
 
     def number(self, *names: str, default: Any = REQUIRED) -> float:
         """The same, checked to be a number."""
         value = self.take(*names, default=default)
         if type(value) not in (int, float):
-            raise InputError(f"{self._where}: {names[0]} = {value!r} should be a number")
+            raise self.wrong(names[0], value, "a number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         """The same, checked to be true or false."""
         value = self.take(name, default=default)
         if type(value) is not bool:
-            raise InputError(f"{self._where}: {name} = {value!r} should be true or false")
+            raise self.wrong(name, value, "true or false")
+        return value
+
+    def items(self, name: str) -> list[Any]:
+        """The same, checked to be a list; empty where it is missing."""
+        value = self.take(name, default=[])
+        if not isinstance(value, list):
+            raise self.wrong(name, value, "a list")
         return value
 
     def peek(self, name: str) -> int:
@@ -62,22 +72,35 @@ class Keys:
         if value is not None and value not in values:
             raise self.refused(name, value, " or ".join(map(repr, values)))
 
+    def wrong(self, name: str, value: Any, instead: str) -> InputError:
+        """The error for a key whose value cannot be."""
+        return InputError(f"{self._where}: {name} = {value!r} should be {instead}")
+
     def refused(self, name: str, value: Any, instead: str) -> InputError:
         """The error for a key whose value this converter does not support."""
         return InputError(f"{self._where}: {name} = {value!r} is not supported; {instead} is")
 
     def rope_theta(self, default: float) -> float:
         """The base of the rotary frequencies, in the old spelling (rope_theta) or the new (rope_parameters)."""
-        nested = self.take("rope_parameters", "rope_scaling", default={})
-        kind = nested.get("rope_type", nested.get("type", "default"))
-        if kind != "default":
-            raise self.refused("rope_type", kind, "'default'")
-        return float(nested.get("rope_theta", self.number("rope_theta", default=default)))
+        theta = self.number("rope_theta", default=default)
+        table = self.take("rope_parameters", "rope_scaling", default={})
+        if not isinstance(table, dict):
+            raise self.wrong("rope_parameters", table, "a table")
+        nested = Keys(table, f"{self._where}, rope_parameters")
+        for name in ("rope_type", "type"):
+            nested.only(name, "default")
+        nested.only("partial_rotary_factor", 1.0)
+        theta = nested.number("rope_theta", default=theta)
+        nested.finish()
+        return theta
 
     def eos(self) -> tuple[int, ...]:
         """The end tokens: none, one, or several."""
         value = self.take("eos_token_id", default=[])
-        return tuple(value) if isinstance(value, list) else (int(value),)
+        tokens = value if isinstance(value, list) else [value]
+        if any(type(token) is not int for token in tokens):
+            raise self.wrong("eos_token_id", value, "a whole number or a list of them")
+        return tuple(tokens)
 
     def finish(self) -> None:
         """Raises `InputError` where a key is left that may change what the model answers."""

@@ -23,14 +23,23 @@ def from_gguf(values: dict[str, Any], path: Path) -> str:
     if kind != "gpt2" or before not in splits:
         known = ", ".join(f"gpt2/{name}" for name in splits)
         raise InputError(f"{path}: tokenizer {kind}/{before} is not read from GGUF; known: {known}")
-    if values.get("tokenizer.ggml.add_bos_token"):
-        raise InputError(f"{path}: tokenizers that add a first token are not read from GGUF")
-    tokens = values["tokenizer.ggml.tokens"]
-    merges = [tuple(pair.split(" ", 1)) for pair in values["tokenizer.ggml.merges"]]
+    for name in ("add_bos_token", "add_eos_token"):
+        if values.get(f"tokenizer.ggml.{name}"):
+            raise InputError(f"{path}: tokenizers with {name} are not read from GGUF")
+    tokens, kinds = listed(values, "tokens", path), listed(values, "token_type", path)
+    merges = [tuple(pair.split(" ", 1)) for pair in listed(values, "merges", path)]
     tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, merges))
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits[before], bytewise])
     tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token, sort in zip(tokens, values["tokenizer.ggml.token_type"]) if sort == CONTROL]
+    special = [token for token, sort in zip(tokens, kinds) if sort == CONTROL]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer.to_str()
+
+
+def listed(values: dict[str, Any], name: str, path: Path) -> list[Any]:
+    """A list of the tokenizer's metadata. Raises `InputError` where it is missing or none."""
+    found = values.get(f"tokenizer.ggml.{name}")
+    if not isinstance(found, list):
+        raise InputError(f"{path} has no list tokenizer.ggml.{name} in its metadata")
+    return found
