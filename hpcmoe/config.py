@@ -26,16 +26,20 @@ class Compute:
     device: str = key("auto", help="where the arithmetic runs", choices=("auto", "cpu"))
     dtype: str = key("bfloat16", help="weights and activations are rounded to it; sums are float32",
                      choices=("bfloat16", "float32"))
+    reproducible: bool = key(False, help="equal bits at any number of ranks, exchange and schedule; slower")
 
 
 @dataclass(frozen=True)
 class Exchange:
-    mode: str = key("auto", help="how rows travel", choices=("auto", "alltoallv"))
+    mode: str = key("auto", help="how rows travel: by exact counts, or by requests of fixed capacities; auto takes alltoallv",
+                    choices=("auto", "alltoallv", "persistent"))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    mode: str = key("auto", help="how micro-batches take turns", choices=("auto", "serial"))
+    mode: str = key("auto", help="how micro-batches take turns; auto takes one micro-batch, and no turns",
+                    choices=("auto", "serial", "overlapped"))
+    micro_batches: int = key(2, help="parts of a step that take turns, where mode is serial or overlapped", least=1)
     max_sequences: int = key(0, help="sequences that a rank works on at once; 0 = planned", least=0)
     max_tokens: int = key(0, help="tokens that a rank computes in one step at most; 0 = planned", least=0)
 

@@ -1,7 +1,8 @@
 """The sequences of one rank, and the micro-batches that are cut from them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -115,6 +116,24 @@ class Sequences:
         if len(s.logprobs) == self._rules.max_new_tokens:
             return "length"
         return "context" if len(s.tokens) == self._context else ""
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """`parts` micro-batches of whole spans, with rows as even as their order allows; some may be empty."""
+    ends = np.array([span.first + span.rows for span in batch.spans], np.int64)
+    limits = [batch.rows * part // parts for part in range(parts + 1)]
+    cuts = [int(np.searchsorted(ends, limit, side="right" if limit else "left")) for limit in limits]
+    return [_part(batch, batch.spans[first:last]) for first, last in pairwise(cuts)]
+
+
+def _part(batch: Batch, spans: tuple[Span, ...]) -> Batch:
+    """The rows of some neighbouring spans."""
+    first = spans[0].first if spans else 0
+    last = spans[-1].first + spans[-1].rows if spans else 0
+    asked = (batch.wanted >= first) & (batch.wanted < last)
+    return Batch(batch.token[first:last], batch.position[first:last],
+                 tuple(replace(span, first=span.first - first) for span in spans),
+                 batch.wanted[asked] - np.int32(first), batch.prompt[asked], batch.target[asked])
 
 
 def deal(free: np.ndarray, waiting: int) -> list[int]:

@@ -17,12 +17,13 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """The block's time counts for stage `name`."""
+        """The block's time counts for stage `name`; for none where that is ""."""
         begin = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - begin
+            if name:
+                self._seconds[name] += time.perf_counter() - begin
 
     def read(self) -> np.ndarray:
         """`[stages]` float64 seconds since the last call."""

@@ -5,11 +5,12 @@ from collections.abc import Sequence as ListOf
 
 import numpy as np
 
-from hpcmoe.engine import layer, schedule
-from hpcmoe.engine.batch import Sequences, deal
-from hpcmoe.engine.clock import Clock
+from hpcmoe.engine import layer
+from hpcmoe.engine.batch import Sequences, deal, split
 from hpcmoe.engine.progress import Progress
 from hpcmoe.engine.record import Record
+from hpcmoe.engine.schedule import Schedule
+from hpcmoe.engine.segments import CpuSegments
 from hpcmoe.exchange.interface import until
 from hpcmoe.files.prompts import Prompts
 from hpcmoe.launch import Idle
@@ -35,11 +36,12 @@ class Vote:
 
 
 def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequences: Sequences,
-             segments: layer.Segments, clock: Clock, record: Record, progress: Progress) -> None:
-    """Answers the prompts in `pool` (rows of `prompts`), the same on all ranks. Collective.
+             segments: CpuSegments, take_turns: Schedule, parts: int, record: Record, progress: Progress) -> None:
+    """Answers the prompts in `pool` (rows of `prompts`), the same on all ranks, in steps of `parts` micro-batches.
 
-    A rank without sequences takes part in every step: its experts serve the others.
+    Collective. A rank without sequences takes part in every step: its experts serve the others.
     """
+    clock = segments.clock
     step = finished = tokens = 0
     while True:
         begin = time.perf_counter()
@@ -53,10 +55,11 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
             if taker == rank:
                 sequences.admit(prompt, prompts[prompt])
         pool = pool[len(ranks):]
-        batch = sequences.batch()
-        outcome, = schedule.serial([layer.step(segments, batch)], clock)
-        answers = sequences.advance(batch, outcome)
-        finished, tokens = finished + len(answers), tokens + len(outcome.token)
-        record.add(answers, outcome.load, StepTime(step, batch.rows, len(outcome.token),
-                                                   time.perf_counter() - begin, clock.read()))
+        batches = split(sequences.batch(), parts)
+        outcomes = take_turns([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock)
+        answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]
+        rows, chosen = sum(batch.rows for batch in batches), sum(len(outcome.token) for outcome in outcomes)
+        finished, tokens = finished + len(answers), tokens + chosen
+        record.add(answers, np.sum([outcome.load for outcome in outcomes], axis=0),
+                   StepTime(step, rows, chosen, time.perf_counter() - begin, clock.read()))
         step += 1

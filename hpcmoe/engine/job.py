@@ -11,24 +11,22 @@ import numpy as np
 
 from hpcmoe import __version__, array
 from hpcmoe.config import Job
-from hpcmoe.engine import inputs, output
+from hpcmoe.engine import inputs, output, schedule
 from hpcmoe.engine.batch import Sequences
-from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.generate import Vote, generate
 from hpcmoe.engine.inputs import Inputs
 from hpcmoe.engine.memory import place, plan_sizes
 from hpcmoe.engine.output import Left
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
-from hpcmoe.engine.segments import CpuSegments, chooser
+from hpcmoe.engine.segments import chooser, open_segments
 from hpcmoe.errors import JobError
-from hpcmoe.exchange.lane import open_lane
 from hpcmoe.files import results
 from hpcmoe.files.parts import Provenance
 from hpcmoe.files.tokenizer import Tokenizer
+from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, together
 from hpcmoe.model import weights
-from hpcmoe.model.cache import KvCache
 from hpcmoe.types import Placement
 
 
@@ -72,19 +70,29 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     model, dtype = plan.inputs.model, array.DTYPES[job.compute.dtype]
     sizes = plan_sizes(model.spec, job, plan.inputs.prompts.lengths[pool], world.size)
     held = together(world, lambda: weights.load(model, lambda layer: placement.held_by(world.rank), dtype))
-    cache = KvCache(model.spec, sizes.sequences, sizes.length, dtype)
-    clock, lane, vote = Clock(), open_lane(world.comm, world.idle), Vote(world.comm, world.idle)
-    segments = CpuSegments(model.spec, held, cache, lambda layer: placement, lane, clock,
-                           chooser(job.generate), dtype)
+    compute_alone(job.compute.reproducible)
+    vote, parts = Vote(world.comm, world.idle), micro_batches(job)
+    segments = open_segments(world.comm, world.idle, model.spec, held, placement, sizes, chooser(job.generate), dtype,
+                             job.exchange.mode, parts, overlapped=job.schedule.mode == "overlapped")
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))
     progress = open_progress(world.rank, len(pool))
-    generate(vote, world.rank, plan.inputs.prompts, pool, sequences, segments, clock, record, progress)
+    generate(vote, world.rank, plan.inputs.prompts, pool, sequences, segments, take_turns(job), parts, record, progress)
     progress.close()
     together(world, record.commit)
     vote.free()
-    lane.free()
+    segments.free()
+
+
+def micro_batches(job: Job) -> int:
+    """Into how many micro-batches each step is cut, the same on all ranks."""
+    return 1 if job.schedule.mode == "auto" else job.schedule.micro_batches
+
+
+def take_turns(job: Job) -> schedule.Schedule:
+    """The schedule that the job asks for."""
+    return schedule.overlapped if job.schedule.mode == "overlapped" else schedule.serial
 
 
 def _decoder(found: Inputs) -> Callable[[np.ndarray], str]:

@@ -14,43 +14,49 @@ Step = Generator[Flight, None, Outcome]
 
 
 class Segments(Protocol):
-    """The pieces of a step between two waits. All are collective but `begin` and `head`."""
+    """The pieces of a step between two waits. Those that compute return when their work is begun."""
 
     moe_layers: Sequence[int]
 
-    def begin(self, batch: Batch) -> Any:
-        """The handle of a micro-batch."""
+    def begin(self, batch: Batch, number: int) -> Any:
+        """The handle of a micro-batch, the `number`-th of its step."""
 
-    def enter(self, work: Any) -> None:
-        """Embedding, and all up to the first gate; its rows are ready to leave."""
-
-    def announce(self, work: Any) -> Flight:
-        """The counts of the rows leave."""
+    def enter(self, work: Any) -> Flight:
+        """Embedding, and all up to the first gate; its rows are made ready to leave."""
 
     def dispatch(self, work: Any) -> Flight:
-        """The rows leave for their experts; what needs no rows from others runs meanwhile."""
+        """Counts are told and heard, and rows leave; what needs no rows from others is computed meanwhile.
 
-    def expert(self, work: Any) -> None:
+        Collective.
+        """
+
+    def expert(self, work: Any) -> Flight:
         """The rows that came are computed."""
 
     def collect(self, work: Any) -> Flight:
-        """The answers leave for home."""
+        """The answers leave for home. Collective."""
 
-    def leave_enter(self, work: Any) -> None:
+    def leave_enter(self, work: Any) -> Flight:
         """Answers are summed; then all up to the next gate, or to the last layer's end."""
 
-    def head(self, work: Any) -> Outcome:
+    def head(self, work: Any) -> Flight:
         """The next tokens."""
 
+    def outcome(self, work: Any) -> Outcome:
+        """What it all came to."""
 
-def step(segments: Segments, batch: Batch) -> Step:
+
+def step(segments: Segments, batch: Batch, number: int = 0) -> Step:
     """One micro-batch through the whole model. Each yielded flight is to be waited for before the next turn."""
-    work = segments.begin(batch)
-    segments.enter(work)
+    work = segments.begin(batch, number)
+    computed = segments.enter(work)
     for _ in segments.moe_layers:
-        yield segments.announce(work)
+        yield computed
         yield segments.dispatch(work)
-        segments.expert(work)
+        computed = segments.expert(work)
+        yield computed
         yield segments.collect(work)
-        segments.leave_enter(work)
-    return segments.head(work)
+        computed = segments.leave_enter(work)
+    yield computed
+    yield segments.head(work)
+    return segments.outcome(work)

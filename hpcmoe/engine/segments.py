@@ -8,6 +8,8 @@ import numpy as np
 from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
+from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.lane import Lane, open_lane
 from hpcmoe.exchange.route import plan_receive, plan_send
 from hpcmoe.kernels import choice, combine, norm, pack, rope
@@ -18,7 +20,7 @@ from hpcmoe.model.embedding import embed
 from hpcmoe.model.expert import experts, feed_forward, shared
 from hpcmoe.model.gate import gate
 from hpcmoe.model.head import head
-from hpcmoe.model.weights import Weights
+from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Outcome, Placement, ReceivePlan, Route, SendPlan
 
@@ -46,10 +48,11 @@ class Work:
     """The handle of a micro-batch: what its next segment needs."""
 
     batch: Batch
-    angles: tuple[np.ndarray, np.ndarray]
+    lane: Lane
     load: np.ndarray
     """`[L, E]` int64: rows sent to each expert so far"""
     layer: int = 0
+    angles: tuple[np.ndarray, np.ndarray] = field(init=False)
     x: np.ndarray = field(init=False)
     """`[T, H]`: the residual stream"""
     normed: np.ndarray = field(init=False)
@@ -61,27 +64,76 @@ class Work:
     receive: ReceivePlan = field(init=False)
     rows: np.ndarray = field(init=False)
     """`[N, units]` uint16: the next rows to leave"""
+    outcome: Outcome = field(init=False)
 
 
 class CpuSegments:
-    """A rank's model, cache and exchanges. A `layer.Segments`."""
+    """A rank's model, cache and exchanges. A `layer.Segments`.
 
-    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Callable[[int], Placement],
-                 lane: Lane, clock: Clock, choose: Choose, dtype: np.dtype, keep_logits: bool = False) -> None:
-        """`placement` gives that of a layer; `choose` the next tokens; `keep_logits` puts them into each outcome."""
+    Methods without an underscore run on the main thread, which alone calls MPI; the others on the stream.
+    """
+
+    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, lanes: Sequence[Lane],
+                 stream: Stream, choose: Choose, dtype: np.dtype, keep_logits: bool = False) -> None:
+        """One lane for each micro-batch of a step; `keep_logits` puts them into each outcome."""
         self.model, self.weights, self.cache, self.placement = model, weights, cache, placement
-        self.lane, self.clock, self.choose, self.dtype, self.keep_logits = lane, clock, choose, dtype, keep_logits
+        self.lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
+        self.clock = Clock()
         self.moe_layers: Sequence[int] = model.moe_layers
-        self.frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
+        self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
+        self._units = model.hidden * dtype.itemsize // 2
 
-    def begin(self, batch: Batch) -> Work:
+    def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
-        return Work(batch, rope.tables(batch.position, self.frequency, self.dtype),
-                    np.zeros((self.model.layers, self.model.experts), np.int64))
+        return Work(batch, self.lanes[number], np.zeros((self.model.layers, self.model.experts), np.int64))
 
-    def enter(self, work: Work) -> None:
+    def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
+        return self.stream.run(self._enter, work)
+
+    def dispatch(self, work: Work) -> Rows:
+        """See `layer.Segments`."""
+        headers, rows, plan = work.lane.headers, work.lane.dispatch, work.send
+        with self.clock.stage("exchange"):
+            headers.start(plan.counts, plan.home_counts)
+            headers.wait()
+            rows.start(work.rows, plan.counts, headers.counts, headers.largest)
+        weights = self.weights.layers[work.layer].shared
+        if weights:
+            self.stream.run(self._shared, work, weights)
+        return rows
+
+    def expert(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        return self.stream.run(self._expert, work, work.lane.dispatch.arrived, work.lane.headers.counts)
+
+    def collect(self, work: Work) -> Rows:
+        """See `layer.Segments`."""
+        rows = work.lane.home
+        with self.clock.stage("exchange"):
+            rows.start(work.rows, work.receive.home_counts, work.send.home_counts, work.lane.headers.largest_home)
+        return rows
+
+    def leave_enter(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        return self.stream.run(self._leave_enter, work, work.lane.home.arrived)
+
+    def head(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        return self.stream.run(self._head, work)
+
+    def outcome(self, work: Work) -> Outcome:
+        """See `layer.Segments`."""
+        return work.outcome
+
+    def free(self) -> None:
+        """Collective."""
+        for lane in self.lanes:
+            lane.free()
+
+    def _enter(self, work: Work) -> None:
         with self.clock.stage("attention"):
+            work.angles = rope.tables(work.batch.position, self._frequency, self.dtype)
             work.x = embed(self.weights.embedding, work.batch.token, self.dtype)
         self._to_next_gate(work)
 
@@ -106,89 +158,61 @@ class CpuSegments:
             work.route = gate(moe, weights.gate, work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
         with self.clock.stage("pack"):
-            work.send = plan_send(work.route, self.placement(work.layer))
+            work.send = plan_send(work.route, self.placement)
             units = self._units + work.send.trailer.shape[1]
-            work.rows = self.lane.dispatch.buffer(len(work.send.token), units)
+            work.rows = work.lane.dispatch.buffer(len(work.send.token), units)
             pack.pack(work.normed, work.send.token, work.send.trailer, work.rows)
 
-    @property
-    def _units(self) -> int:
-        return self.model.hidden * self.dtype.itemsize // 2
+    def _shared(self, work: Work, weights: Shared) -> None:
+        with self.clock.stage("expert"):
+            work.shared = shared(weights, work.normed)
 
-    def announce(self, work: Work):
-        """See `layer.Segments`."""
-        with self.clock.stage("pack"):
-            self.lane.headers.start(work.send.counts)
-        return self.lane.headers
-
-    def dispatch(self, work: Work):
-        """See `layer.Segments`."""
-        with self.clock.stage("pack"):
-            self.lane.dispatch.start(work.rows, work.send.counts, self.lane.headers.wait())
-        weights = self.weights.layers[work.layer].shared
-        if weights:
-            with self.clock.stage("expert"):
-                work.shared = shared(weights, work.normed)
-        return self.lane.dispatch
-
-    def expert(self, work: Work) -> None:
-        """See `layer.Segments`."""
-        message, counts = self.lane.dispatch.wait(), self.lane.headers.wait()
+    def _expert(self, work: Work, message: np.ndarray, counts: np.ndarray) -> None:
         slots = self.weights.layers[work.layer].experts
         with self.clock.stage("pack"):
             width = message.shape[1] - self._units
             trailer = pack.trailer(message, self.model.hidden, self.dtype, width)
             work.receive = plan_receive(counts, trailer, len(slots))
             rows = pack.unpack(message, self.model.hidden, self.dtype)
-            work.rows = self.lane.home.buffer(len(work.receive.row), self._units)
+            work.rows = work.lane.home.buffer(len(work.receive.row), self._units)
         with self.clock.stage("expert"):
             experts(slots, rows, work.receive, work.rows.view(self.dtype))
 
-    def collect(self, work: Work):
-        """See `layer.Segments`."""
-        with self.clock.stage("pack"):
-            self.lane.home.start(work.rows, work.receive.home_counts, work.send.home_counts)
-        return self.lane.home
-
-    def leave_enter(self, work: Work) -> None:
-        """See `layer.Segments`."""
+    def _leave_enter(self, work: Work, message: np.ndarray) -> None:
+        assert self.model.moe is not None
         with self.clock.stage("combine"):
-            answers = pack.unpack(self.lane.home.wait(), self.model.hidden, self.dtype)
-            assert self.model.moe is not None
+            answers = pack.unpack(message, self.model.hidden, self.dtype)
             y = combine.combine(answers, work.send.home, work.route.weight, self.model.moe.round_weights)
             work.x = work.x + (y if work.shared is None else y + work.shared)
         work.layer += 1
         self._to_next_gate(work)
 
-    def head(self, work: Work) -> Outcome:
-        """See `layer.Segments`."""
+    def _head(self, work: Work) -> None:
         with self.clock.stage("head"):
-            blocks = [self._choose(work, rows) for rows in self._blocks(len(work.batch.wanted))]
+            blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
         token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
-        return Outcome(token, logprob, work.load, logits if self.keep_logits else None)
+        work.outcome = Outcome(token, logprob, work.load, logits if self.keep_logits else None)
 
     def _blocks(self, rows: int) -> list[slice]:
         """Rows by so many that their logits stay small; scoring asks for those of every token."""
         step = max(1, LOGITS // self.model.vocabulary)
         return [slice(first, first + step) for first in range(0, max(rows, 1), step)]
 
-    def _choose(self, work: Work, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _next_tokens(self, work: Work, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         wanted = work.batch.wanted[rows]
         logits = head(self.weights, work.x[wanted], self.model.norm_eps)
         token = self.choose(logits, work.batch.prompt[rows], work.batch.position[wanted] + 1, work.batch.target[rows])
         return token, choice.logprobs(logits, token), logits if self.keep_logits else logits[:, :0]
 
-    def free(self) -> None:
-        """Collective."""
-        self.lane.free()
-
 
 def open_segments(comm, idle: Idle, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
-                  choose: Choose, dtype: np.dtype, keep_logits: bool = False) -> CpuSegments:
+                  choose: Choose, dtype: np.dtype, mode: str = "auto", micro_batches: int = 1,
+                  overlapped: bool = False, keep_logits: bool = False) -> CpuSegments:
     """The segments of this rank around the weights that it holds, with one placement for all layers.
 
-    Collective over `comm`.
+    `mode` is that of the exchange. Collective over `comm`.
     """
     cache = KvCache(model, sizes.sequences, sizes.length, dtype)
-    return CpuSegments(model, held, cache, lambda layer: placement, open_lane(comm, idle), Clock(), choose, dtype,
-                       keep_logits)
+    lanes = [open_lane(comm, idle, mode) for _ in range(micro_batches)]
+    stream: Stream = Worker() if overlapped else AtOnce()
+    return CpuSegments(model, held, cache, placement, lanes, stream, choose, dtype, keep_logits)

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 from hpcmoe.exchange.alltoallv import Alltoallv
 from hpcmoe.exchange.headers import Headers
-from hpcmoe.exchange.interface import Idle
+from hpcmoe.exchange.interface import Rows
+from hpcmoe.exchange.persistent import Persistent
+from hpcmoe.launch import Idle
+
+MODES: dict[str, type[Alltoallv] | type[Persistent]] = {
+    "auto": Alltoallv, "alltoallv": Alltoallv, "persistent": Persistent}
 
 
 @dataclass(frozen=True)
@@ -12,8 +17,8 @@ class Lane:
     """Counts and rows to the experts, and answers home."""
 
     headers: Headers
-    dispatch: Alltoallv
-    home: Alltoallv
+    dispatch: Rows
+    home: Rows
 
     def free(self) -> None:
         """Collective."""
@@ -21,6 +26,6 @@ class Lane:
             exchange.free()
 
 
-def open_lane(comm, idle: Idle) -> Lane:
-    """Collective over `comm`."""
-    return Lane(Headers(comm, idle), Alltoallv(comm, idle), Alltoallv(comm, idle))
+def open_lane(comm, idle: Idle, mode: str = "auto") -> Lane:
+    """Exchanges of `mode` ("auto", "alltoallv", "persistent"). Collective over `comm`."""
+    return Lane(Headers(comm, idle), MODES[mode](comm, idle), MODES[mode](comm, idle))

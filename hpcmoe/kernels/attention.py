@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from hpcmoe.kernels import rows
+
 BLOCK = 1 << 22
 """Scores that are held at once."""
 
@@ -13,28 +15,36 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarr
     only the last `window` of them unless that is 0. Returns `[n, heads * d]` of q's dtype.
     """
     n, heads, d = q.shape
-    kv_heads, m, _ = k.shape
-    group = heads // kv_heads
+    m = k.shape[1]
     wide_k, wide_v = k.astype(np.float32, copy=False), v.astype(np.float32, copy=False)
     out = np.empty((n, heads * d), q.dtype)
-    step = max(1, BLOCK // (heads * m))
+    step = 1 if rows.alone() else max(1, BLOCK // (heads * m))
     for first in range(0, n, step):
-        part = q[first:first + step].astype(np.float32, copy=False)
-        rows = len(part)
-        grouped = part.reshape(rows, kv_heads, group, d).transpose(1, 2, 0, 3).reshape(kv_heads, group * rows, d)
-        scores = _rounded(grouped @ wide_k.transpose(0, 2, 1), q.dtype) * np.float32(d ** -0.5)
-        scores = _rounded(scores, q.dtype).reshape(kv_heads, group, rows, m)
-        _mask(scores, m - n + first, window)
-        mixed = _rounded(_softmax(scores), q.dtype).reshape(kv_heads, group * rows, m) @ wide_v
-        mixed = mixed.reshape(kv_heads, group, rows, d).transpose(2, 0, 1, 3)
-        out[first:first + rows] = mixed.reshape(rows, heads * d)
+        part = slice(first, min(first + step, n))
+        last = m - n + part.stop if rows.alone() else m  # alone, a query is multiplied by the keys that it sees only
+        begin = max(0, last - window) if rows.alone() and window else 0
+        out[part] = _block(q[part], wide_k[:, begin:last], wide_v[:, begin:last], m - n + first - begin, window)
     return out
+
+
+def _block(q: np.ndarray, k: np.ndarray, v: np.ndarray, position: int, window: int) -> np.ndarray:
+    """Queries `[rows, heads, d]`, the first at `position` among the keys -> `[rows, heads * d]` of q's dtype."""
+    count, heads, d = q.shape
+    kv_heads, m, _ = k.shape
+    group = heads // kv_heads
+    wide = q.astype(np.float32, copy=False).reshape(count, kv_heads, group, d).transpose(1, 2, 0, 3)
+    scores = _rounded(wide.reshape(kv_heads, group * count, d) @ k.transpose(0, 2, 1), q.dtype) * np.float32(d ** -0.5)
+    scores = _rounded(scores, q.dtype).reshape(kv_heads, group, count, m)
+    _mask(scores, position, window)
+    mixed = _rounded(_softmax(scores), q.dtype).reshape(kv_heads, group * count, m) @ v
+    mixed = mixed.reshape(kv_heads, group, count, d).transpose(2, 0, 1, 3)
+    return mixed.reshape(count, heads * d).astype(q.dtype, copy=False)
 
 
 def _mask(scores: np.ndarray, first: int, window: int) -> None:
     """Hides the keys that a query does not see; `first` is the position of the first query."""
-    rows, m = scores.shape[-2:]
-    query, key = np.arange(first, first + rows)[:, None], np.arange(m)
+    count, m = scores.shape[-2:]
+    query, key = np.arange(first, first + count)[:, None], np.arange(m)
     hidden = key > query
     if window:
         hidden |= key <= query - window

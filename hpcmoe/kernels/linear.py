@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from hpcmoe.kernels import rows
+
 FEW = 4
 """Rows up to which one product per row beats one for all: OpenBLAS copies the whole weight to prepare the latter."""
 CACHED = 1 << 18
@@ -22,7 +24,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
 def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x times weight, transposed, `[T, out]` float32."""
     wide = x.astype(np.float32, copy=False)
-    if not 1 < len(wide) <= FEW:
+    if not (rows.alone() or 1 < len(wide) <= FEW):
         return wide @ weight.T
     out = np.empty((len(wide), len(weight)), np.float32)
     step = max(1, CACHED // weight.shape[1])

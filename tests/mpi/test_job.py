@@ -13,6 +13,7 @@ from hpcmoe import config, launch, reference, tables
 from hpcmoe.engine import job as life
 from hpcmoe.files import parts, prompts, results
 from hpcmoe.files.drawn import Drawn
+from hpcmoe.kernels import rows
 
 pytestmark = pytest.mark.mpi
 LENGTHS = (1, 9, 3, 17, 1, 30, 2, 2, 5, 12, 1)
@@ -69,17 +70,54 @@ def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name):
     everywhere(problems)
 
 
+WAYS = [("serial", "alltoallv"), ("serial", "persistent"), ("overlapped", "alltoallv"), ("overlapped", "persistent")]
+
+
+@pytest.mark.parametrize("name", ["tiny", "sigmoid groups", "no experts"])
+def test_schedules_and_modes_give_equal_bits(comm, folder, everywhere, name):
+    """At one number of ranks and micro-batches: tokens, log-probabilities and loads."""
+    found = []
+    for schedule, mode in WAYS:
+        made, _ = run(comm, folder, name, f"{name}-{schedule}-{mode}.h5", f"schedule.mode={schedule}",
+                      f"exchange.mode={mode}", "schedule.micro_batches=2", "schedule.max_sequences=4")
+        if comm.rank == 0:
+            with h5py.File(made.output) as file:
+                found.append([file[key][:].tobytes() for key in ("tokens/data", "logprobs/data", "load")])
+    everywhere([f"{way} differs from {WAYS[0]}" for way, got in zip(WAYS, found) if got != found[0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["tiny", "attention extras", "sigmoid groups", "window"])
+def test_reproducible_jobs_have_equal_bits_at_any_number_of_ranks(comm, folder, everywhere, name, dtype):
+    """On all ranks, scheduled and exchanged in several ways, and on rank 0 alone in steps of another size."""
+    settings = ("compute.reproducible=true", f"compute.dtype={dtype}", "generate.temperature=1.0")
+    world = replace(launch.start(), comm=MPI.COMM_SELF, size=1, rank=0)
+    found = []
+    for schedule, mode in WAYS[:1] + WAYS[3:]:
+        made, _ = run(comm, folder, name, f"{name}-{dtype}-{schedule}-{mode}-r.h5", *settings,
+                      f"schedule.mode={schedule}", f"exchange.mode={mode}")
+        found.append(made.output)
+    if comm.rank == 0:
+        alone = job(folder, name, f"{name}-{dtype}-alone-r.h5", *settings, "schedule.max_sequences=5",
+                    "schedule.max_tokens=50")
+        life.run(world, alone, overwrite=False)
+        found.append(alone.output)
+        bits = [[(t, np.array(p, np.float32).tobytes()) for t, p in read(path)] for path in found]
+    rows.compute_alone(False)
+    everywhere([] if comm.rank or bits.count(bits[0]) == len(bits) else ["other bits"])
+
+
 def test_the_file_tells_what_happened(comm, folder, everywhere):
     made, worked = run(comm, folder, "tiny", "told.h5")
     problems = [] if worked else ["nothing was done"]
     if comm.rank == 0:
         with h5py.File(made.output) as file:
             generated = np.diff(file["tokens/offsets"]).sum()
-            rows = sum(LENGTHS) + generated - len(LENGTHS)
+            computed = sum(LENGTHS) + generated - len(LENGTHS)
             moe = TINY.moe
             checks = {
-                "load": file["load"][:].sum(axis=1).tolist() == [0] + [rows * moe.top_k] * 3,
-                "computed": file["timings/tokens"][:].sum() == rows,
+                "load": file["load"][:].sum(axis=1).tolist() == [0] + [computed * moe.top_k] * 3,
+                "computed": file["timings/tokens"][:].sum() == computed,
                 "chosen": file["timings/answers"][:].sum() == generated,
                 "logprobs": (file["logprobs/data"][:] <= 0).all() and len(file["logprobs/data"]) == generated,
                 "ids": [i.decode() for i in file["id"]] == [f"p{i}" for i in range(len(LENGTHS))],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import TINY
 
 from hpcmoe.config import Generate, Job
-from hpcmoe.engine.batch import Sequences, deal
+from hpcmoe.engine.batch import Sequences, deal, split
 from hpcmoe.types import Outcome
 
 EOS = 7
@@ -86,6 +86,33 @@ def test_scoring_asks_for_every_token_of_a_prompt_but_the_first(lengths, slots, 
 def test_the_context_ends_an_answer():
     answers, _ = run_all([np.ones(5, np.int32)], Generate(9), 1, 8, lambda prompt, n: 1, context=8)
     assert len(answers[0].tokens) == 3 and answers[0].stop == "context"
+
+
+@given(lengths=st.lists(st.integers(1, 20), max_size=8), parts=st.integers(1, 4), room=st.integers(0, 60),
+       mode=st.sampled_from(["generate", "score"]))
+def test_parts_of_a_batch_are_the_batch(lengths, parts, room, mode):
+    sequences = Sequences(TINY, Job("m", "p", "o", mode), len(lengths) + 1, len(lengths) + 1 + room)
+    for number, n in enumerate(lengths):
+        sequences.admit(number, np.arange(10 * number, 10 * number + n, dtype=np.int32))
+    batch = sequences.batch()
+    pieces = split(batch, parts)
+    assert len(pieces) == parts
+    assert np.concatenate([p.token for p in pieces]).tolist() == batch.token.tolist()
+    assert np.concatenate([p.position for p in pieces]).tolist() == batch.position.tolist()
+    assert [(s.slot, s.cached, s.rows) for p in pieces for s in p.spans] == [(s.slot, s.cached, s.rows)
+                                                                          for s in batch.spans]
+    assert all(s.first == sum(r.rows for r in p.spans[:n]) for p in pieces for n, s in enumerate(p.spans))
+    begin = np.cumsum([0] + [p.rows for p in pieces])
+    wanted = [(int(w + b), int(i), int(t)) for p, b in zip(pieces, begin)
+              for w, i, t in zip(p.wanted, p.prompt, p.target)]
+    assert wanted == list(zip(batch.wanted.tolist(), batch.prompt.tolist(), batch.target.tolist()))
+
+
+def test_decode_is_cut_evenly():
+    sequences = Sequences(TINY, Job("m", "p", "o"), 5, 9)
+    for number in range(5):
+        sequences.admit(number, np.array([number], np.int32))
+    assert [p.rows for p in split(sequences.batch(), 2)] == [2, 3]
 
 
 @given(free=st.lists(st.integers(0, 5), min_size=1, max_size=9), waiting=st.integers(0, 40))

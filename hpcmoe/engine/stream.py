@@ -1,0 +1,52 @@
+"""Where segments compute: at once, or on a worker thread while the main thread moves rows."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+
+class Event:
+    """The end of something that runs on a stream. An `exchange.interface.Flight`."""
+
+    stage = ""
+
+    def __init__(self, future: Future | None = None) -> None:
+        """Without a future it is past already."""
+        self._future = future
+
+    def test(self) -> bool:
+        """See `Flight`."""
+        return self._future is None or self._future.done()
+
+    def wait(self) -> None:
+        """See `Flight`. Raises what the work raised."""
+        if self._future is not None:
+            self._future.result()
+
+
+class Stream(Protocol):
+    """Runs work in the order in which it is given."""
+
+    def run(self, work: Callable[..., None], *arguments: Any) -> Event:
+        """Begins `work(*arguments)`, or does it."""
+        ...
+
+
+class AtOnce:
+    """The stream of the `serial` schedule: nothing runs behind its back."""
+
+    def run(self, work: Callable[..., None], *arguments: Any) -> Event:
+        """See `Stream`."""
+        work(*arguments)
+        return Event()
+
+
+class Worker:
+    """One thread. BLAS gives the interpreter's lock away, so the main thread can call MPI meanwhile."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcmoe-stream")
+
+    def run(self, work: Callable[..., None], *arguments: Any) -> Event:
+        """See `Stream`."""
+        return Event(self._pool.submit(work, *arguments))
