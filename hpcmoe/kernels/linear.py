@@ -1,13 +1,17 @@
 """Matrix products."""
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from hpcmoe.kernels import rows
 
-FEW = 4
-"""Rows up to which one product per row beats one for all: OpenBLAS copies the whole weight to prepare the latter."""
-CACHED = 1 << 18
-"""Values of a piece of a weight that stays in a core's cache while the rows take turns at it."""
+SMALL_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"} & {
+    str(info.get("architecture")) for info in threadpool_info()}
+"""Where OpenBLAS multiplies small matrices as they lie; elsewhere it always copies the whole weight first."""
+FEW = 8 if SMALL_KERNELS else 4
+"""Rows up to which a weight in pieces beats a weight as a whole."""
+PIECE = 1 << 16 if SMALL_KERNELS else 1 << 18
+"""Values of a piece: little enough for those kernels, or for a core's cache while the rows take turns at it."""
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
@@ -27,9 +31,12 @@ def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     if not (rows.alone() or 1 < len(wide) <= FEW):
         return wide @ weight.T
     out = np.empty((len(wide), len(weight)), np.float32)
-    step = max(1, CACHED // weight.shape[1])
+    step = max(1, PIECE // weight.shape[1])
     for first in range(0, len(weight), step):
         piece = weight[first:first + step]
+        if SMALL_KERNELS and not rows.alone():
+            np.matmul(wide, piece.T, out=out[:, first:first + step])
+            continue
         for row, y in zip(wide, out):
             np.dot(piece, row, out=y[first:first + step])
     return out

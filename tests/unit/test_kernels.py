@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from hpcmoe import reference
 from hpcmoe.array import BFLOAT16, FLOAT32, narrow, widen
 from hpcmoe.kernels import choice, combine, pack, rope
+from hpcmoe.kernels import linear as linear_module
 from hpcmoe.kernels.attention import attend
 from hpcmoe.kernels.gate import choose
 from hpcmoe.kernels.linear import linear
 from hpcmoe.kernels.norm import rms_norm
+from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.kernels.swiglu import swiglu
 from hpcmoe.spec import Attention, Dense, ModelSpec, Moe
 
@@ -183,3 +185,23 @@ def test_bfloat16_bits_go_there_and_back(values):
     x = np.array(values, np.float32)
     with np.errstate(over="ignore"):
         assert np.array_equal(widen(narrow(x)), x.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+@pytest.mark.parametrize("small", [set(), {"SkylakeX"}])
+@pytest.mark.parametrize("T", [0, 1, 2, 4, 5, 8, 9])
+def test_few_rows_are_multiplied_by_a_weight_in_pieces(monkeypatch, small, T):
+    monkeypatch.setattr(linear_module, "SMALL_KERNELS", small)
+    monkeypatch.setattr(linear_module, "FEW", 8 if small else 4)
+    monkeypatch.setattr(linear_module, "PIECE", 64)
+    x, w = draw(1, T, 24), draw(2, 50, 24)
+    assert np.allclose(linear(x, w), x.astype(np.float64) @ w.T, atol=1e-5)
+
+
+def test_rows_alone_have_the_same_bits_in_any_company():
+    x, w = draw(1, 37, 300), draw(2, 500, 300)
+    compute_alone(True)
+    try:
+        whole = linear(x, w)
+        assert all(np.array_equal(linear(x[a:b].copy(), w), whole[a:b]) for a, b in [(0, 1), (3, 5), (7, 36), (36, 37)])
+    finally:
+        compute_alone(False)
