@@ -171,6 +171,20 @@ def experts(hidden: int, intermediate: int, experts: int, top_k: int, tokens: li
     bench_experts(Moe(experts, top_k, intermediate), hidden, tokens, threads, peer)
 
 
+@bench.command(short_help="The exchange between ranks.")
+@click.option("--rows", default="1,4,16,64,256,1024", show_default=True, callback=whole_numbers,
+              help="Rows from one rank to another, a list.")
+@click.option("--hidden", type=click.IntRange(1), default=1024, show_default=True, help="H")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
+              help="Of the rows.")
+@click.option("-o", "--output", type=FILE, help="Keep the table, as HDF5.")
+def exchange(rows: list[int], hidden: int, dtype: str, output: Path | None) -> None:
+    """Time one direction of the exchange between all ranks, as in mpiexec -n 4 hpcmoe bench exchange, by message
+    size and mode, with the MPI library's own call on the same rows beside it."""
+    from hpcmoe.report.bench_exchange import bench_exchange
+    sys.exit(bench_exchange(rows, hidden, dtype, output))
+
+
 def main() -> None:
     """Entry point: failures that users can mend are one line and an exit code, the rest is a traceback."""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a log may know no Unicode

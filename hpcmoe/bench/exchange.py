@@ -1,0 +1,144 @@
+"""`bench exchange`: one direction of the exchange between all ranks, the library's own call on the same rows beside it.
+
+A rank's own rows are left out on all sides: they never enter MPI. Every rank measures from a barrier to its own end,
+and the slowest counts. Modes take turns within a round, so that a busy machine slows all alike. Where ranks outnumber
+the cores the library's call is waited for as ours is: its own wait keeps the core from those that it waits for.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcmoe.errors import DeviceError, JobError
+from hpcmoe.exchange.alltoallv import LARGEST, Alltoallv
+from hpcmoe.exchange.headers import Headers
+from hpcmoe.exchange.interface import Rows, until
+from hpcmoe.exchange.persistent import Persistent
+from hpcmoe.files.exchange import Figure
+from hpcmoe.kernels.pack import pack
+from hpcmoe.launch import World, spin, together
+
+ROUNDS = 51
+"""Of each figure; its median counts."""
+
+
+def even(ranks: int, rows: int) -> np.ndarray:
+    """`[from, to]` int64: every rank sends as many rows to every other."""
+    return rows * (1 - np.eye(ranks, dtype=np.int64))
+
+
+def all_to_one(ranks: int, rows: int) -> np.ndarray:
+    """`[from, to]` int64: all rows go to rank 0."""
+    counts = even(ranks, rows)
+    counts[:, 1:] = 0
+    return counts
+
+
+PATTERNS = {"even": even, "all to one": all_to_one}
+
+
+def check(ranks: int, rows: Sequence[int], units: int) -> None:
+    """Raises `JobError` where there is nothing to measure, or too much for one exchange; `units` of 2 bytes a row."""
+    if ranks < 2:
+        raise JobError("an exchange needs two ranks or more: mpiexec -n 2 hpcmoe bench exchange")
+    if max(rows) * units * (ranks - 1) > LARGEST:
+        raise JobError(f"--rows {max(rows)}: more than 2**31 - 1 values in one exchange; give less rows or --hidden")
+
+
+def measure(world: World, rows: Sequence[int], hidden: int, dtype: np.dtype, rounds: int = ROUNDS) -> list[Figure]:
+    """Each pattern at each number of rows between two ranks. Collective; all ranks get the same figures.
+
+    Raises `Agreed` where rows arrive that were not sent.
+    """
+    headers = Headers(world.comm, world.idle)
+    modes: dict[str, Rows] = {"alltoallv": Alltoallv(world.comm, world.idle),
+                              "persistent": Persistent(world.comm, world.idle)}
+    figures = []
+    for pattern, table in PATTERNS.items():
+        for count in rows:
+            x = np.zeros((count, hidden), dtype)
+            contest = _contest(world, headers, modes, table(world.size, count), x)
+            seconds = _medians(world, contest, rounds)
+            figures.append(Figure(pattern, count, x.nbytes, **seconds))
+    headers.free()
+    for mode in modes.values():
+        mode.free()
+    return figures
+
+
+def _contest(world: World, headers: Headers, modes: dict[str, Rows], table: np.ndarray,
+             x: np.ndarray) -> dict[str, Callable[[], None]]:
+    """What is timed, by name, each run once and its rows looked at; table `[from, to]`, x `[T, H]`."""
+    counts, incoming, largest = table[world.rank], table[:, world.rank], int(table.max())
+    units = x.view(np.uint16).shape[1]
+    token = np.tile(np.random.default_rng(0).permutation(len(x)).astype(np.int32), np.count_nonzero(counts))
+    trailer = np.empty((len(token), 0), np.int16)
+    sent = {name: mode.buffer(len(token), units) for name, mode in modes.items()}
+
+    def run(name: str) -> None:
+        modes[name].start(sent[name], counts, incoming, largest)
+        modes[name].wait()
+
+    def tell() -> None:
+        headers.start(counts, counts)
+        headers.wait()
+
+    for name, mode in modes.items():
+        sent[name][:] = message(world.rank, counts, units)
+        run(name)
+        _check(world, name, mode.arrived, table)
+    raw = _raw(world, sent["alltoallv"], counts, modes["alltoallv"].arrived, incoming)
+    modes["alltoallv"].arrived[:] = 0
+    raw()
+    _check(world, "MPI_Ialltoallv", modes["alltoallv"].arrived, table)
+    tell()
+    return {"raw": raw, "alltoallv": lambda: run("alltoallv"), "persistent": lambda: run("persistent"),
+            "headers": tell, "pack": lambda: pack(x, token, trailer, sent["alltoallv"])}
+
+
+def message(source: int, counts: np.ndarray, units: int) -> np.ndarray:
+    """`[N, units]` uint16: rows that say whence and whither they go, and which they are; counts `[R]`."""
+    target = np.repeat(np.arange(len(counts)), counts)
+    row = np.concatenate([np.arange(count) for count in counts])
+    first = source * 10007 + target * 101 + row
+    return (first[:, None] + 31 * np.arange(units)).astype(np.uint16)
+
+
+def _check(world: World, name: str, arrived: np.ndarray, table: np.ndarray) -> None:
+    """Collective."""
+    me, units = world.rank, arrived.shape[1]
+
+    def look() -> None:
+        incoming = table[:, me]
+        for source, rows in enumerate(np.split(arrived, np.cumsum(incoming)[:-1])):
+            only = np.where(np.arange(world.size) == me, incoming[source], 0)
+            if not np.array_equal(rows, message(source, only, units)):
+                raise DeviceError(f"{name}: rows from rank {source} are not those that it sent; try another MPI")
+    together(world, look)
+
+
+def _raw(world: World, rows: np.ndarray, counts: np.ndarray, into: np.ndarray,
+         incoming: np.ndarray) -> Callable[[], None]:
+    """The library's own call, with all that it needs made before."""
+    out, home = ((c * rows.shape[1]).astype(np.int32) for c in (counts, incoming))
+    send = [rows, (out, np.cumsum(out, dtype=np.int32) - out), MPI.UINT16_T]
+    receive = [into, (home, np.cumsum(home, dtype=np.int32) - home), MPI.UINT16_T]
+    comm, idle = world.comm, world.idle
+    if idle is spin:
+        return lambda: comm.Ialltoallv(send, receive).Wait()
+    return lambda: until(comm.Ialltoallv(send, receive).Test, idle)
+
+
+def _medians(world: World, contest: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Seconds of each contestant, the slowest rank's, by name. Collective."""
+    seconds = np.zeros((rounds, len(contest)))
+    for times in seconds:
+        for place, run in enumerate(contest.values()):
+            until(world.comm.Ibarrier().Test, world.idle)
+            begin = time.perf_counter()
+            run()
+            times[place] = time.perf_counter() - begin
+    world.comm.Allreduce(MPI.IN_PLACE, seconds, MPI.MAX)
+    return dict(zip(contest, np.median(seconds, axis=0).tolist()))

@@ -1,0 +1,81 @@
+"""What `bench exchange` measured: exchange.h5.
+
+Columns of one table, all `[n]`: pattern (strings), rows (of a pair of ranks), size [B], and raw, alltoallv, persistent,
+headers, pack [s]; host `[R]`, strings. Attributes: ranks, hosts (how many), library, hidden, dtype, rounds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpcmoe.files import h5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One direction of one exchange: medians of seconds, each from the first rank's start to the last one's end."""
+
+    pattern: str
+    rows: int
+    """from one rank to another"""
+    size: int
+    """bytes of these rows"""
+    raw: float
+    """`MPI_Ialltoallv` and its wait, nothing else"""
+    alltoallv: float
+    persistent: float
+    headers: float
+    pack: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """All figures of a run, and where it ran."""
+
+    figures: Sequence[Figure]
+    hidden: int
+    dtype: str
+    rounds: int
+    host: Sequence[str]
+    """`[R]`: of each rank"""
+    library: str
+
+
+NOTES = {
+    "rows": "rows from one rank to another",
+    "size": "bytes of the rows from one rank to another [B]",
+    "raw": "median time of MPI_Ialltoallv alone on the same rows [s]",
+    "alltoallv": "median time of exchange.mode alltoallv from start to completion [s]",
+    "persistent": "median time of exchange.mode persistent from start to completion [s]",
+    "headers": "median time of the headers from start to completion [s]",
+    "pack": "median time of packing the rows [s]",
+}
+
+
+def write(path: Path, table: Table) -> None:
+    """Raises `JobError` where `path` cannot be written."""
+    with h5.writing(path, "exchange") as file:
+        file.attrs.update(ranks=len(table.host), hosts=len(set(table.host)), library=table.library,
+                          hidden=table.hidden, dtype=table.dtype, rounds=table.rounds)
+        h5.put_strings(file, "host", table.host, "host of each rank")
+        h5.put_strings(file, "pattern", [f.pattern for f in table.figures], "which ranks send to which")
+        for name, note in NOTES.items():
+            h5.put(file, name, np.array([getattr(f, name) for f in table.figures]), note)
+
+
+def read(path: Path) -> Table:
+    """Raises `InputError`."""
+    with h5.reading(path, "exchange") as file:
+        patterns = h5.strings(file, "pattern", path)
+        columns = {name: _column(file, name, path) for name in NOTES}
+        figures = [Figure(pattern, *values) for pattern, *values in zip(patterns, *columns.values(), strict=True)]
+        return Table(figures, h5.attribute(file, "hidden", path, int), h5.attribute(file, "dtype", path, str),
+                     h5.attribute(file, "rounds", path, int), h5.strings(file, "host", path),
+                     h5.attribute(file, "library", path, str))
+
+
+def _column(file, name: str, path: Path) -> list:
+    kind = np.integer if name in ("rows", "size") else np.floating
+    return h5.take(file, name, path, kind, 1).tolist()

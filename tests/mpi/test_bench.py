@@ -1,0 +1,71 @@
+"""`bench exchange` between real ranks, at sizes where nothing is measured but whether it is right."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from hpcmoe import array, launch
+from hpcmoe.bench import exchange as bench
+from hpcmoe.errors import JobError
+from hpcmoe.exchange.alltoallv import Alltoallv
+from hpcmoe.files import exchange
+
+pytestmark = pytest.mark.mpi
+MODES = ("raw", "alltoallv", "persistent", "headers", "pack")
+
+
+@pytest.fixture
+def world(comm):
+    """This world, without a launch of its own."""
+    return launch.World(comm, comm.rank, comm.size, ("here",) * comm.size, 1, launch.rest, "an MPI")
+
+
+@pytest.mark.parametrize("dtype", array.DTYPES)
+def test_every_pattern_size_and_mode_is_timed(world, everywhere, dtype):
+    rows, kind = [1, 3, 17], array.DTYPES[dtype]
+    figures = bench.measure(world, rows, 5 if dtype == "float32" else 8, kind, rounds=2)
+    width = 20 if dtype == "float32" else 16
+    problems = []
+    if [(f.pattern, f.rows, f.size) for f in figures] != [(p, n, n * width) for p, n in product(bench.PATTERNS, rows)]:
+        problems.append(f"figures {figures}")
+    problems += [f"{f} has no {mode}" for f in figures for mode in MODES if not getattr(f, mode) > 0]
+    if any(figures != other for other in world.comm.allgather(figures)):
+        problems.append("ranks disagree")
+    everywhere(problems)
+
+
+def test_rows_that_arrive_wrong_are_noticed(world, everywhere, monkeypatch):
+    """One value of the last rank's rows changes on the way."""
+    def wrong(self, rows, *counts):
+        if self._comm.rank == self._comm.size - 1 and rows.size:
+            rows.flat[-1] ^= 1
+        start(self, rows, *counts)
+    start = Alltoallv.start
+    monkeypatch.setattr(Alltoallv, "start", wrong)
+    said = ""
+    try:
+        bench.measure(world, [2], 4, array.FLOAT32, rounds=1)
+    except launch.Agreed as agreed:
+        said = agreed.line
+    want = f"alltoallv: rows from rank {world.size - 1} are not those that it sent" if world.size > 1 else ""
+    everywhere([] if want in said else [f"said {said!r}"])
+
+
+def test_patterns_leave_own_rows_out(world, everywhere):
+    tables = [table(world.size, 7) for table in bench.PATTERNS.values()]
+    everywhere([] if not any(np.diag(table).any() for table in tables) else ["own rows"])
+
+
+@pytest.mark.parametrize("ranks, rows, words", [(1, [1], "two ranks or more"), (5, [1 << 20], "2\\*\\*31 - 1 values")])
+def test_what_cannot_be_measured_is_refused(ranks, rows, words):
+    with pytest.raises(JobError, match=words):
+        bench.check(ranks, rows, 512)
+
+
+def test_the_file_gives_the_figures_back(comm, shared_tmp, everywhere):
+    figures = [exchange.Figure("even", 4, 64, *(number * 1e-6 for number in range(1, 6)))]
+    table = exchange.Table(figures, 8, "bfloat16", 3, ["a", "a", "b"], "an MPI")
+    path = shared_tmp / f"exchange-{comm.rank}.h5"
+    exchange.write(path, table)
+    everywhere([] if exchange.read(path) == table else [str(exchange.read(path))])
