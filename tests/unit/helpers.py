@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
+import pytest
 
 from hpcmoe import spec, tables
 from hpcmoe.__main__ import main
-from hpcmoe.files import model, prompts
+from hpcmoe.convert import checkpoint
+from hpcmoe.errors import InputError
+from hpcmoe.files import model, parts, prompts, results
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.files.model import ModelFile
-from hpcmoe.files.parts import Provenance
+from hpcmoe.files.parts import Part, Provenance
 from hpcmoe.spec import Attention, Dense, ModelSpec, Moe, Tensor
 from hpcmoe.types import STAGES, Answer, StepTime
 
@@ -179,3 +183,64 @@ def smollm2_gguf() -> Path | None:
     if found is None:
         return None
     return next(Path(next(iter(found.submodule_search_locations or []))).glob("*.gguf"))
+
+
+def put_prompts(path, *lists, ids=None):
+    """A prompts file."""
+    prompts.write(path, ids or [f"p{n}" for n in range(len(lists))], [np.array(t, np.int32) for t in lists])
+    return path
+
+
+def three(ids=("a", "b", "c")):
+    """Three prompts of one token."""
+    return prompts.Prompts(np.arange(3, dtype=np.int32), np.arange(4), tuple(ids), "u")
+
+
+def pack(output, count=3):
+    """Packs the parts of `output`; texts are the tokens, joined."""
+    given_ids = tuple(f"id {n}" for n in range(count))
+    found = prompts.Prompts(np.zeros(count, np.int32), np.arange(count + 1), given_ids)
+    results.pack(output, found, origin(), lambda tokens: "-".join(map(str, tokens)))
+    return output
+
+
+def put_part(output, attempt, rank, sequence, answers, steps=(), load=None, identity="job A"):
+    """A part of `output`."""
+    found = Part(tuple(answers), np.ones((2, 4), np.int64) if load is None else load, tuple(steps))
+    return parts.write(output, attempt, rank, sequence, found, origin(identity))
+
+
+def damage(path, change):
+    """Opens the file for writing, as nobody should, and lets `change` do something to it."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def all_files(folder):
+    """One file of each layout."""
+    put_prompts(folder / "prompts.h5", [1, 2], [3])
+    output = folder / "results.h5"
+    part = put_part(output, 0, 0, 0, [answer(0, 5, 6), answer(1, 7)], [step_time(0)])
+    part.rename(folder / "part.h5")
+    put_part(output, 0, 0, 0, [answer(0, 5, 6), answer(1, 7)], [step_time(0)])
+    pack(output, 2)
+    model_file(folder, text=True)
+    return [folder / f"{name}.h5" for name in ("model", "prompts", "part", "results")]
+
+
+def converted(
+    source: Path, folder: Path, dtype: str = "float32", upcycle: str | None = None, experts: int = 4, top_k: int = 2
+) -> ModelFile:
+    """What `hpcmoe convert` makes of a source."""
+    checkpoint.convert(source, folder / "m.h5", dtype, upcycle, experts, top_k, 0)
+    return ModelFile(folder / "m.h5")
+
+
+def refused(source: Path, error: type[Exception] = InputError) -> str:
+    """What is said, in one line, of a source that cannot be converted; nothing is written."""
+    target = source.parent / "refused.h5"
+    with pytest.raises(error) as caught:
+        checkpoint.convert(source, target, "float32", None, 4, 2, 0)
+    assert not target.exists()
+    assert "\n" not in str(caught.value) and str(source) in str(caught.value)
+    return str(caught.value)

@@ -142,6 +142,24 @@ def test_the_output_on_the_command_line_is_the_path_that_was_typed(name, tmp_pat
     assert seen[0].output == str(tmp_path / "elsewhere" / name)
 
 
+def test_no_verb_writes_over_what_it_reads(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    names = ("m.gguf", "s.toml", "m.h5", "folder/config.json", "folder/model.safetensors")
+    for name in names:
+        Path(name).write_text("dear to me")
+    for words in (
+        ["convert", "m.gguf", "-o", "m.gguf"],
+        ["convert", "folder", "-o", "folder/config.json"],
+        ["convert", "folder", "-o", "folder/model.safetensors"],
+        ["init", "s.toml", "-o", "s.toml"],
+        ["init", "s.toml", "-o", "./folder/../s.toml"],
+        ["prompts", "p.txt", "-o", "m.h5", "--model", "m.h5"],
+    ):
+        assert_one_line(command(capsys, monkeypatch, *words), 2, "which is read")
+    assert all(Path(name).read_text() == "dear to me" for name in names)
+
+
 def test_an_interrupt_is_one_line_without_a_traceback(capsys, monkeypatch):
     import hpcmoe.report.show as page
 

@@ -177,7 +177,8 @@ class TestJsonl:
         assert texts(made(text(tmp_path, '{"text": "a"}\n', name), model)) == ["a"]
 
     @pytest.mark.parametrize(
-        "line", ['{"text": "a"', "plain words", "{'text': 'a'}", '{"text": "a"} {"text": "b"}', "{"]
+        "line",
+        ['{"text": "a"', "plain words", "{'text': 'a'}", '{"text": "a"} {"text": "b"}', "{", "[" * 99999, "9" * 9999],
     )
     def test_a_line_that_is_not_json_is_named(self, line, model, tmp_path):
         path = text(tmp_path, f'{{"text": "a"}}\n\n{line}\n', "p.jsonl")
@@ -233,6 +234,9 @@ class TestFits:
     def test_an_empty_prompt_is_named(self, record, model, tmp_path):
         line = refused(jsonl(tmp_path / "p.jsonl", {"text": "x"}, {"id": "none", **record}), model)
         assert "id none" in line and "empty" in line
+
+    def test_an_id_of_several_lines_leaves_the_error_on_one(self, mute, tmp_path):
+        assert r"'a\nb'" in refused(jsonl(tmp_path / "p.jsonl", {"id": "a\nb", "tokens": []}), mute)
 
     @pytest.mark.parametrize("token", [300, -1, 2**31 - 1])
     def test_a_token_outside_the_vocabulary_is_named(self, token, mute, tmp_path):
