@@ -32,6 +32,8 @@ class World:
     size: int
     hosts: tuple[str, ...]
     """`[R]`: the host of each rank"""
+    pids: tuple[int, ...]
+    """`[R]`: the process of each rank"""
     threads: int
     """BLAS threads of this rank"""
     idle: Idle
@@ -91,8 +93,8 @@ def start() -> World:
                                    node.rank)
     node.Free()
     limit_blas(threads)
-    hosts = tuple(comm.allgather(MPI.Get_processor_name()))
-    return World(comm, comm.rank, comm.size, hosts, threads, rest if crowded else spin, library)
+    hosts, pids = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid())))
+    return World(comm, comm.rank, comm.size, hosts, pids, threads, rest if crowded else spin, library)
 
 
 def share_cores(cores: list[tuple[int, ...]], me: int) -> tuple[int, bool]:

@@ -10,6 +10,7 @@ from hpcmoe.config import Generate
 from hpcmoe.engine import layer, schedule
 from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.engine.segments import chooser, open_segments
+from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
 from hpcmoe.types import Batch, Outcome
@@ -23,7 +24,8 @@ class Rig:
     def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64) -> None:
         kind, placement = array.DTYPES[dtype], place(source.spec, comm.size)
         held = weights.load(source, lambda n: placement.held_by(comm.rank), kind)
-        self.segments = open_segments(comm, launch.rest, source.spec, held, placement, Sizes(slots, 0, length),
+        sizes = Sizes(slots, 0, length)
+        self.segments = open_segments(comm, Unwatched(launch.rest), source.spec, held, placement, sizes,
                                       chooser(Generate()), kind, keep_logits=True)
 
     def forward(self, batch: Batch) -> Outcome:

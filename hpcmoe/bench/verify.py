@@ -13,6 +13,7 @@ from hpcmoe.engine.batch import Sequences
 from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.engine.segments import CpuSegments, chooser, open_segments
 from hpcmoe.errors import JobError
+from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
 from hpcmoe.types import Outcome
@@ -70,7 +71,7 @@ def _open(job: Job, source: Source, length: int) -> CpuSegments:
     from mpi4py import MPI
     placement, dtype = place(source.spec, 1), array.DTYPES[job.compute.dtype]
     held = weights.load(source, lambda n: placement.held_by(0), dtype)
-    return open_segments(MPI.COMM_SELF, launch.spin, source.spec, held, placement, Sizes(1, 0, length),
+    return open_segments(MPI.COMM_SELF, Unwatched(launch.spin), source.spec, held, placement, Sizes(1, 0, length),
                          chooser(job.generate), dtype, keep_logits=True)
 
 

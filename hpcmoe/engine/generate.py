@@ -12,22 +12,23 @@ from hpcmoe.engine.record import Record
 from hpcmoe.engine.schedule import Schedule
 from hpcmoe.engine.segments import CpuSegments
 from hpcmoe.exchange.interface import until
+from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.files.prompts import Prompts
-from hpcmoe.launch import Idle
 from hpcmoe.types import StepTime
 
 
 class Vote:
     """What every rank says of itself between two steps. Collective over `comm`."""
 
-    def __init__(self, comm, idle: Idle) -> None:
-        self._comm, self._idle = comm.Dup(), idle
+    def __init__(self, comm, watch: Watch | Unwatched) -> None:
+        self._comm, self._watch = comm.Dup(), watch
         self._all = np.zeros((comm.size, 4), np.int64)
 
     def __call__(self, free: int, active: int, finished: int, tokens: int) -> np.ndarray:
         """`[R, 4]` int64: each rank's free and taken slots, and its answers and new tokens so far."""
+        self._watch.mark("vote")
         request = self._comm.Iallgather(np.array([free, active, finished, tokens], np.int64), self._all)
-        until(request.Test, self._idle)
+        until(request.Test, self._watch.idle)
         return self._all
 
     def free(self) -> None:

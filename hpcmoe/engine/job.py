@@ -21,6 +21,7 @@ from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.segments import chooser, open_segments
 from hpcmoe.errors import JobError
+from hpcmoe.exchange.watch import Watch
 from hpcmoe.files import results
 from hpcmoe.files.parts import Provenance
 from hpcmoe.files.tokenizer import Tokenizer
@@ -71,8 +72,9 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     sizes = plan_sizes(model.spec, job, plan.inputs.prompts.lengths[pool], world.size)
     held = together(world, lambda: weights.load(model, lambda layer: placement.held_by(world.rank), dtype))
     compute_alone(job.compute.reproducible)
-    vote, parts = Vote(world.comm, world.idle), micro_batches(job)
-    segments = open_segments(world.comm, world.idle, model.spec, held, placement, sizes, chooser(job.generate), dtype,
+    watch, parts = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts), micro_batches(job)
+    vote = Vote(world.comm, watch)
+    segments = open_segments(world.comm, watch, model.spec, held, placement, sizes, chooser(job.generate), dtype,
                              job.exchange.mode, parts, overlapped=job.schedule.mode == "overlapped")
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
@@ -83,6 +85,7 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     together(world, record.commit)
     vote.free()
     segments.free()
+    watch.free()
 
 
 def micro_batches(job: Job) -> int:

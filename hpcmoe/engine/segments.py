@@ -12,8 +12,8 @@ from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
 from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.lane import Lane, open_lane
 from hpcmoe.exchange.route import plan_receive, plan_send
+from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels import choice, combine, norm, pack, rope
-from hpcmoe.launch import Idle
 from hpcmoe.model.attention import attention
 from hpcmoe.model.cache import KvCache
 from hpcmoe.model.embedding import embed
@@ -48,6 +48,8 @@ class Work:
     """The handle of a micro-batch: what its next segment needs."""
 
     batch: Batch
+    number: int
+    """of the micro-batch in its step"""
     lane: Lane
     load: np.ndarray
     """`[L, E]` int64: rows sent to each expert so far"""
@@ -74,18 +76,19 @@ class CpuSegments:
     """
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, lanes: Sequence[Lane],
-                 stream: Stream, choose: Choose, dtype: np.dtype, keep_logits: bool = False) -> None:
+                 stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
+                 keep_logits: bool = False) -> None:
         """One lane for each micro-batch of a step; `keep_logits` puts them into each outcome."""
         self.model, self.weights, self.cache, self.placement = model, weights, cache, placement
         self.lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
-        self.clock = Clock()
+        self.watch, self.clock = watch, Clock()
         self.moe_layers: Sequence[int] = model.moe_layers
         self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
         self._units = model.hidden * dtype.itemsize // 2
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
-        return Work(batch, self.lanes[number], np.zeros((self.model.layers, self.model.experts), np.int64))
+        return Work(batch, number, self.lanes[number], np.zeros((self.model.layers, self.model.experts), np.int64))
 
     def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
@@ -94,6 +97,7 @@ class CpuSegments:
     def dispatch(self, work: Work) -> Rows:
         """See `layer.Segments`."""
         headers, rows, plan = work.lane.headers, work.lane.dispatch, work.send
+        self.watch.mark("dispatch", work.layer, work.number, len(work.rows))
         with self.clock.stage("exchange"):
             headers.start(plan.counts, plan.home_counts)
             headers.wait()
@@ -110,6 +114,7 @@ class CpuSegments:
     def collect(self, work: Work) -> Rows:
         """See `layer.Segments`."""
         rows = work.lane.home
+        self.watch.mark("return", work.layer, work.number, len(work.rows))
         with self.clock.stage("exchange"):
             rows.start(work.rows, work.receive.home_counts, work.send.home_counts, work.lane.headers.largest_home)
         return rows
@@ -205,7 +210,7 @@ class CpuSegments:
         return token, choice.logprobs(logits, token), logits if self.keep_logits else logits[:, :0]
 
 
-def open_segments(comm, idle: Idle, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
                   choose: Choose, dtype: np.dtype, mode: str = "auto", micro_batches: int = 1,
                   overlapped: bool = False, keep_logits: bool = False) -> CpuSegments:
     """The segments of this rank around the weights that it holds, with one placement for all layers.
@@ -213,6 +218,6 @@ def open_segments(comm, idle: Idle, model: ModelSpec, held: Weights, placement: 
     `mode` is that of the exchange. Collective over `comm`.
     """
     cache = KvCache(model, sizes.sequences, sizes.length, dtype)
-    lanes = [open_lane(comm, idle, mode) for _ in range(micro_batches)]
+    lanes = [open_lane(comm, watch.idle, mode) for _ in range(micro_batches)]
     stream: Stream = Worker() if overlapped else AtOnce()
-    return CpuSegments(model, held, cache, placement, lanes, stream, choose, dtype, keep_logits)
+    return CpuSegments(model, held, cache, placement, lanes, stream, watch, choose, dtype, keep_logits)

@@ -62,4 +62,6 @@ def until(test: Callable[[], bool], idle: Idle) -> None:
     looks = 0
     while not test():
         looks += 1
-        (idle if looks < PATIENCE else rest)()
+        idle()
+        if looks > PATIENCE:
+            rest()

@@ -20,13 +20,23 @@ def run(path: Path, overrides: tuple[str, ...], overwrite: bool) -> int:
 def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite: bool) -> None:
     job = launch.on_root(world, lambda: config.load(path, overrides))
     if world.rank == 0:
-        print(f"hpcmoe: {text.plural(world.size, 'rank')} on {text.plural(len(set(world.hosts)), 'host')}, "
-              f"{text.plural(world.threads, 'BLAS thread')} each, {world.library}", file=sys.stderr, flush=True)
+        print(roll(world), file=sys.stderr, flush=True)
     from hpcmoe.engine import job as life
     worked = life.run(world, job, overwrite)
     if world.rank == 0:
         output = Path(job.output)
         print(summary(output) if worked else f"{output} is finished already; --overwrite runs the job again")
+
+
+def roll(world: launch.World) -> str:
+    """Who takes part: ranks, hosts and processes, for the log that somebody reads when a rank is lost."""
+    hosts = sorted(set(world.hosts), key=world.hosts.index)
+    lines = [f"hpcmoe: {text.plural(world.size, 'rank')} on {text.plural(len(hosts), 'host')}, "
+             f"{text.plural(world.threads, 'BLAS thread')} each, {world.library}"]
+    for host in hosts:
+        there = ", ".join(f"{rank} ({pid})" for rank, (at, pid) in enumerate(zip(world.hosts, world.pids)) if at == host)
+        lines.append(f"hpcmoe: {host}: ranks (processes) {there}")
+    return "\n".join(lines)
 
 
 def summary(output: Path) -> str:

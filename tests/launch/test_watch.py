@@ -1,0 +1,95 @@
+"""Ranks that stop or die in the middle of a job: the others say who, and do not wait for ever."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launched import command
+from models import TINY
+
+from hpcmoe import tables
+from hpcmoe.files import prompts
+
+PIDS = """
+import os, sys
+folder = sys.argv.pop()
+from hpcmoe.engine import generate
+whole = generate.generate
+def told(vote, rank, *rest):
+    open(f"{folder}/{rank}.pid", "w").write(str(os.getpid()))
+    whole(vote, rank, *rest)
+generate.generate = told
+from hpcmoe.engine import job
+job.generate = told
+from hpcmoe.__main__ import main
+main()
+"""
+"""The command line, with a note of each rank's process when its work begins."""
+
+
+@pytest.fixture
+def running(tmp_path: Path):
+    """A job of many steps on four ranks, and the processes of its ranks."""
+    (tmp_path / "spec.toml").write_text(tables.dump(TINY))
+    prompts.write(tmp_path / "p.h5", [str(n) for n in range(4000)], [np.array([n % 90], np.int32) for n in range(4000)])
+    job = tmp_path / "job.toml"
+    job.write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[exchange]\ntimeout = 3.0\n'
+                   '[generate]\nmax_new_tokens = 60\nignore_eos = true\n[schedule]\nmax_sequences = 2\n')
+    process = subprocess.Popen(command(4, "-c", PIDS, "run", str(job), str(tmp_path)), stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, text=True)
+    ranks = wait_for_pids(tmp_path, 4)
+    time.sleep(0.5)
+    yield process, ranks
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def wait_for_pids(folder: Path, count: int) -> list[int]:
+    """The processes of the ranks, once all have begun."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        texts = [path.read_text() if path.exists() else "" for path in (folder / f"{n}.pid" for n in range(count))]
+        if all(texts):
+            return [int(text) for text in texts]
+        time.sleep(0.05)
+    raise AssertionError("the ranks did not begin")
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_stopped_rank_is_named(running, victim):
+    process, ranks = running
+    os.kill(ranks[victim], signal.SIGSTOP)
+    begin = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 25
+    assert process.returncode != 0
+    lines = [line for line in said.splitlines() if line.startswith("hpcmoe: error:")]
+    assert len(lines) == 1 and f"rank {victim} on " in lines[0] and "does not answer" in lines[0], said
+    assert "layer" in lines[0] or "vote" in lines[0]
+
+
+def test_a_killed_rank_ends_the_job(running):
+    process, ranks = running
+    os.kill(ranks[1], signal.SIGKILL)
+    begin = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - begin < 15
+    assert sys.platform == "linux" and not [pid for pid in ranks if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that waits for its parent does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
