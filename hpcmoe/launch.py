@@ -86,7 +86,7 @@ def start() -> World:
     mpi4py.rc.thread_level = "funneled"
     from mpi4py import MPI
     comm = MPI.COMM_WORLD
-    library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+    library = " ".join(MPI.Get_library_version().strip("\0").split("\n")[0].split())
     check_launch(comm.size, tasks_by_launcher(), library)
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     threads, crowded = share_cores([tuple(sorted(cores)) for cores in node.allgather(os.sched_getaffinity(0))],

@@ -34,8 +34,8 @@ def roll(world: launch.World) -> str:
     lines = [f"hpcmoe: {text.plural(world.size, 'rank')} on {text.plural(len(hosts), 'host')}, "
              f"{text.plural(world.threads, 'BLAS thread')} each, {world.library}"]
     for host in hosts:
-        there = ", ".join(f"{rank} ({pid})" for rank, (at, pid) in enumerate(zip(world.hosts, world.pids)) if at == host)
-        lines.append(f"hpcmoe: {host}: ranks (processes) {there}")
+        there = [f"{rank} ({pid})" for rank, pid in enumerate(world.pids) if world.hosts[rank] == host]
+        lines.append(f"hpcmoe: {host}: ranks (processes) {', '.join(there)}")
     return "\n".join(lines)
 
 
