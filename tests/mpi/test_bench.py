@@ -17,8 +17,8 @@ MODES = ("raw", "alltoallv", "persistent", "headers", "pack")
 
 @pytest.fixture
 def world(comm):
-    """This world, without a launch of its own."""
-    return launch.World(comm, comm.rank, comm.size, ("here",) * comm.size, 1, launch.rest, "an MPI")
+    """This world, as a job sees it."""
+    return launch.start()
 
 
 @pytest.mark.parametrize("dtype", array.DTYPES)
