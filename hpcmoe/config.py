@@ -31,7 +31,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Exchange:
-    mode: str = key("auto", help="how rows travel: by exact counts, or by requests of fixed capacities; auto takes alltoallv",
+    mode: str = key("auto", help="how rows travel: exact counts, or requests of fixed capacities; auto takes alltoallv",
                     choices=("auto", "alltoallv", "persistent"))
     timeout: float = key(300.0, help="seconds that one exchange may take before the job says who is missing, and ends",
                          least=1)

@@ -13,10 +13,11 @@ UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class Page(Console):
-    """What people and models wrote is printed as it is: no markup means anything, and nothing steers the terminal."""
+    """What people and models wrote is printed as it is: no markup means anything, nothing steers the terminal, and it
+    is the terminal that wraps long lines."""
 
     def __init__(self, width: int | None) -> None:
-        super().__init__(width=width, highlight=False, markup=False, emoji=False)
+        super().__init__(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         """Every string on its way to the page, cells of tables too."""
