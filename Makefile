@@ -42,7 +42,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long lint clean again
+.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long bench-overlap lint clean again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -93,6 +93,9 @@ test-long: $(WHEELS) ## the long tests, of every kind
 
 test-%: .venv/smollm2.gguf $(VENV)/smollm2.gguf again ## MPI tests at N ranks
 	@$(RUNNER) $(CHOSEN) --mpi $(MPI):$* $(ARGS)
+
+bench-overlap: .venv/stamp ## how much of a slow exchange hides behind arithmetic, between two network namespaces; root
+	@.venv/bin/python tests/bench/overlap.py
 
 lint: .venv/lint ## ruff and mypy
 	.venv/bin/ruff check .

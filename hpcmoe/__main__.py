@@ -1,13 +1,14 @@
 """The command line: one function per verb, each of which imports what it needs when it is called."""
 
 import sys
+import traceback
 from pathlib import Path
 
 import click
 
 from hpcmoe import __version__
-from hpcmoe.errors import HpcmoeError, JobError
-from hpcmoe.launch import rank_by_launcher, report
+from hpcmoe.errors import INTERNAL, HpcmoeError, JobError
+from hpcmoe.launch import INTERRUPTED, rank_by_launcher, report
 from hpcmoe.paths import check_output
 
 FILE = click.Path(path_type=Path)
@@ -196,7 +197,10 @@ def main() -> None:
         command = error.ctx.command_path if error.ctx else "hpcmoe"
         _end(f"{error.format_message()} (see {command} --help)", JobError.code)
     except click.Abort:
-        _end("interrupted", 130)
+        _end("interrupted", INTERRUPTED)
+    except Exception:  # a defect
+        traceback.print_exc()
+        sys.exit(INTERNAL)
 
 
 def _end(line: str, code: int) -> None:

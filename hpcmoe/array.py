@@ -13,10 +13,9 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
 
 
-def widen(bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def widen(bits: np.ndarray) -> np.ndarray:
     """bfloat16 bits, uint16 of any shape -> float32 of the same values."""
-    if out is None:
-        out = np.empty(bits.shape, np.float32)
+    out = np.empty(bits.shape, np.float32)
     wide = out.view(np.uint32)
     wide[...] = bits
     wide <<= 16
@@ -26,8 +25,3 @@ def widen(bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 def narrow(values: np.ndarray) -> np.ndarray:
     """float32 -> bfloat16 bits as uint16, rounded to nearest even."""
     return values.astype(BFLOAT16).view(np.uint16)
-
-
-def units(array: np.ndarray) -> np.ndarray:
-    """`array` [N, H] seen as uint16 `[N, H * itemsize / 2]`, the unit in which rows travel."""
-    return array.view(np.uint16)

@@ -16,7 +16,8 @@ class Generate:
     temperature: float = key(0.0, help="0 takes the likeliest token; 1 draws as the model says", least=0)
     top_p: float = key(1.0, help="draw from the likeliest tokens that have this probability together",
                        least=1e-6, most=1)
-    seed: int = key(0, help="seed of everything random, drawn weights included", least=0)
+    seed: int = key(0, help="seed of everything random, drawn weights included", least=0,
+                    most=2**63 - 1)
     stop_tokens: tuple[int, ...] = key((), help="tokens that end an answer, beside the model's own")
     ignore_eos: bool = key(False, help="go on after the model's own end tokens")
 
@@ -71,9 +72,9 @@ class Job:
         return tables.dump(self)
 
     def identity(self) -> str:
-        """What a result depends on, as TOML text: two jobs of one identity may continue each other."""
-        same = replace(self, output="", exchange=Exchange(), schedule=Schedule(), checkpoint=Checkpoint(),
-                       compute=replace(self.compute, device="auto"))
+        """What a result depends on beside the model and the prompts themselves, as TOML text."""
+        same = replace(self, model="", prompts="", output="", exchange=Exchange(), schedule=Schedule(),
+                       checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
         return same.toml()
 
 

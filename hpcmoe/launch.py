@@ -18,6 +18,9 @@ T = TypeVar("T")
 Idle = Callable[[], None]
 """What a rank does between two looks at a request that is not complete."""
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 """Where launchers leave a process's rank."""
 
@@ -84,7 +87,11 @@ def start() -> World:
     """Starts MPI and shares out the cores. Collective over all processes of the job. Raises `DeviceError`."""
     import mpi4py
     mpi4py.rc.thread_level = "funneled"
-    from mpi4py import MPI
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # what mpi4py raises where it finds no library
+        raise DeviceError(f"MPI cannot be loaded ({' '.join(str(error).split())}): pip install 'hpcmoe[mpich]', or set "
+                          "MPI4PY_LIBMPI to the site's libmpi.so") from None
     comm = MPI.COMM_WORLD
     library = " ".join(MPI.Get_library_version().strip("\0").split("\n")[0].split())
     check_launch(comm.size, tasks_by_launcher(), library)
@@ -92,7 +99,7 @@ def start() -> World:
     threads, crowded = share_cores([tuple(sorted(cores)) for cores in node.allgather(os.sched_getaffinity(0))],
                                    node.rank)
     node.Free()
-    limit_blas(threads)
+    threads = limit_blas(threads)
     hosts, pids = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid())))
     return World(comm, comm.rank, comm.size, hosts, pids, threads, rest if crowded else spin, library)
 
@@ -107,11 +114,12 @@ def share_cores(cores: list[tuple[int, ...]], me: int) -> tuple[int, bool]:
     return max(1, len(cores[me]) // sharers), sharers > len(cores[me])
 
 
-def limit_blas(threads: int) -> None:
-    """Sets the BLAS threads of this process, unless its environment already says how many."""
+def limit_blas(threads: int) -> int:
+    """Sets the BLAS threads of this process, unless its environment already says how many; returns how many it has."""
+    from threadpoolctl import threadpool_info, threadpool_limits
     if not {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ):
-        from threadpoolctl import threadpool_limits
         threadpool_limits(threads)
+    return max((info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"), default=threads)
 
 
 def on_root(world: World, work: Callable[[], T]) -> T:
@@ -156,6 +164,9 @@ def guarded(world: World, work: Callable[[], None]) -> int:
     except HpcmoeError as error:
         report(f"rank {world.rank} on {world.hosts[world.rank]}: {error}" if world.size > 1 else str(error))
         end_all(world, error.code)
+    except KeyboardInterrupt:
+        report("interrupted")
+        end_all(world, INTERRUPTED)
     except BaseException:  # whatever it is, the other ranks must not wait for this one
         print(f"hpcmoe: internal error on rank {world.rank} of {world.size}, host {world.hosts[world.rank]}:\n"
               + traceback.format_exc(), file=sys.stderr, end="", flush=True)

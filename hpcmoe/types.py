@@ -142,7 +142,7 @@ class StepTime:
     step: int
     tokens: int
     """tokens that this rank computed"""
-    answers: int
+    chosen: int
     """new tokens that this rank chose"""
     wall: float
     """seconds of the whole step"""

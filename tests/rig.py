@@ -30,7 +30,7 @@ class Rig:
 
     def forward(self, batch: Batch) -> Outcome:
         """One step; collective. Each rank brings its own batch, which may be empty."""
-        outcome, = schedule.serial([layer.step(self.segments, batch)], self.segments.clock)
+        outcome, = schedule.serial([layer.step(self.segments, batch)], self.segments.clock, launch.rest)
         return outcome
 
     def __enter__(self) -> "Rig":

@@ -82,7 +82,7 @@ def _answer(segments: CpuSegments, job: Job, prompt: np.ndarray) -> tuple[np.nda
     outcomes: list[Outcome] = []
     while sequences.active:
         batch = sequences.batch()
-        outcomes += schedule.serial([layer.step(segments, batch)], segments.clock)
+        outcomes += schedule.serial([layer.step(segments, batch)], segments.clock, segments.watch.idle)
         sequences.advance(batch, outcomes[-1])
     return (np.concatenate([o.token for o in outcomes]),
             np.concatenate([o.logits for o in outcomes if o.logits is not None]))

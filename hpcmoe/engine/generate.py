@@ -57,7 +57,8 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
                 sequences.admit(prompt, prompts[prompt])
         pool = pool[len(ranks):]
         batches = split(sequences.batch(), parts)
-        outcomes = take_turns([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock)
+        outcomes = take_turns([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock,
+                              segments.watch.idle)
         answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]
         rows, chosen = sum(batch.rows for batch in batches), sum(len(outcome.token) for outcome in outcomes)
         finished, tokens = finished + len(answers), tokens + chosen

@@ -48,7 +48,7 @@ def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> S
     tokens = job.schedule.max_tokens or min(MOST_TOKENS, sequences * int(lengths.max()))
     new = job.generate.max_new_tokens if job.mode == "generate" else 0
     length = min(model.context, int(lengths.max()) + new)
-    return Sizes(sequences, max(tokens, sequences), length)
+    return Sizes(min(sequences, tokens), tokens, length)
 
 
 def plan_memory(model: ModelSpec, placement: Placement, sizes: Sizes, weight_size: int, value_size: int) -> Memory:

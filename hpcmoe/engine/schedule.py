@@ -1,23 +1,29 @@
 """Whose turn it is. The order is fixed, never by readiness, so that all ranks start exchanges alike."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.layer import Step
-from hpcmoe.exchange.interface import Flight, until
-from hpcmoe.launch import rest
+from hpcmoe.exchange.interface import Flight
+from hpcmoe.launch import Idle
 from hpcmoe.types import Outcome
 
-Schedule = Callable[[Sequence[Step], Clock], list[Outcome]]
-"""Brings all steps to their end -> their outcomes"""
+Schedule = Callable[[Sequence[Step], Clock, Idle], list[Outcome]]
+"""Brings all steps to their end -> their outcomes; calls the idle function while it waits"""
+
+SHARE = 0.1
+"""A pause between two looks, in parts of the time that has passed: so much later at most is an arrival seen."""
+LONGEST = 5e-4
+"""Seconds of the longest pause: a long message moves on at each look only."""
 
 
-def serial(steps: Sequence[Step], clock: Clock) -> list[Outcome]:
+def serial(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]:
     """One micro-batch after another."""
-    return [outcome for step in steps for outcome in overlapped([step], clock)]
+    return [outcome for step in steps for outcome in overlapped([step], clock, idle)]
 
 
-def overlapped(steps: Sequence[Step], clock: Clock) -> list[Outcome]:
+def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]:
     """Micro-batches in turn: while one's rows travel, the other's arithmetic runs on the stream.
 
     At its turn each waits for what it started last, and starts the next; so the work of the others is always begun
@@ -31,7 +37,8 @@ def overlapped(steps: Sequence[Step], clock: Clock) -> list[Outcome]:
             if flight is None:
                 continue
             with clock.stage(flight.stage):
-                _await(flight, [other for other in flights if other not in (None, flight)])  # type: ignore[misc]
+                _await(flight, [other for other in flights if other not in (None, flight)],  # type: ignore[misc]
+                       idle)
             try:
                 flights[turn] = next(step)
             except StopIteration as end:
@@ -39,12 +46,15 @@ def overlapped(steps: Sequence[Step], clock: Clock) -> list[Outcome]:
     return [outcomes[turn] for turn in range(len(steps))]
 
 
-def _await(flight: Flight, others: Sequence[Flight]) -> None:
-    """Waits for `flight`; meanwhile looks at the others, for MPI moves only while it is called."""
-    def idle() -> None:
+def _await(flight: Flight, others: Sequence[Flight], idle: Idle) -> None:
+    """Waits for `flight`; meanwhile looks at the others, for MPI moves only while it is called.
+
+    Each look takes the core and the interpreter from the arithmetic, so the pauses grow with the time that has passed.
+    """
+    begin = time.perf_counter()
+    while others and not flight.test():
         for other in others:
             other.test()
-        rest()
-    if others:
-        until(flight.test, idle)
+        idle()
+        time.sleep(min(LONGEST, SHARE * (time.perf_counter() - begin)))
     flight.wait()

@@ -32,14 +32,14 @@ Choose = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def chooser(rules: Generate) -> Choose:
-    """How a job chooses tokens: those that are given, else the likeliest, or drawn."""
+    """How a job chooses tokens: those that are given, where a job scores; else the likeliest, or drawn."""
     def choose(logits: np.ndarray, prompt: np.ndarray, position: np.ndarray, target: np.ndarray) -> np.ndarray:
+        if (target >= 0).all():
+            return target
         if rules.temperature == 0:
-            token = choice.greedy(logits)
-        else:
-            u = np.array([choice.uniform(rules.seed, int(p), int(at)) for p, at in zip(prompt, position)])
-            token = choice.sample(logits, rules.temperature, rules.top_p, u)
-        return np.where(target >= 0, target, token).astype(np.int32)
+            return choice.greedy(logits)
+        u = np.array([choice.uniform(rules.seed, int(p), int(at)) for p, at in zip(prompt, position)])
+        return choice.sample(logits, rules.temperature, rules.top_p, u)
     return choose
 
 
@@ -61,6 +61,7 @@ class Work:
     """`[T, H]`: what the gate saw"""
     shared: np.ndarray | None = None
     """`[T, H]`: the shared expert's answer"""
+    shared_ready: Event = field(default_factory=Event)
     route: Route = field(init=False)
     send: SendPlan = field(init=False)
     receive: ReceivePlan = field(init=False)
@@ -104,7 +105,7 @@ class CpuSegments:
             rows.start(work.rows, plan.counts, headers.counts, headers.largest)
         weights = self.weights.layers[work.layer].shared
         if weights:
-            self.stream.run(self._shared, work, weights)
+            work.shared_ready = self.stream.run(self._shared, work, weights)
         return rows
 
     def expert(self, work: Work) -> Event:
@@ -121,6 +122,7 @@ class CpuSegments:
 
     def leave_enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
+        work.shared_ready.wait()  # past already, for streams keep their order; raises what it raised
         return self.stream.run(self._leave_enter, work, work.lane.home.arrived)
 
     def head(self, work: Work) -> Event:
@@ -133,6 +135,7 @@ class CpuSegments:
 
     def free(self) -> None:
         """Collective."""
+        self.stream.close()
         for lane in self.lanes:
             lane.free()
 
@@ -189,6 +192,7 @@ class CpuSegments:
             answers = pack.unpack(message, self.model.hidden, self.dtype)
             y = combine.combine(answers, work.send.home, work.route.weight, self.model.moe.round_weights)
             work.x = work.x + (y if work.shared is None else y + work.shared)
+            work.shared = None
         work.layer += 1
         self._to_next_gate(work)
 

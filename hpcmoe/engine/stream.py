@@ -31,6 +31,10 @@ class Stream(Protocol):
         """Begins `work(*arguments)`, or does it."""
         ...
 
+    def close(self) -> None:
+        """Nothing more comes."""
+        ...
+
 
 class AtOnce:
     """The stream of the `serial` schedule: nothing runs behind its back."""
@@ -39,6 +43,9 @@ class AtOnce:
         """See `Stream`."""
         work(*arguments)
         return Event()
+
+    def close(self) -> None:
+        """See `Stream`."""
 
 
 class Worker:
@@ -50,3 +57,7 @@ class Worker:
     def run(self, work: Callable[..., None], *arguments: Any) -> Event:
         """See `Stream`."""
         return Event(self._pool.submit(work, *arguments))
+
+    def close(self) -> None:
+        """See `Stream`."""
+        self._pool.shutdown()

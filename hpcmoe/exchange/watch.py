@@ -96,7 +96,8 @@ class Watch:
         newest = max(place.sequence for place in places.values())
         behind = [rank for rank, place in places.items() if place.sequence < newest]
         found = [f"rank {rank} on {self._hosts[rank]} does not answer" for rank in silent]
-        found += [f"rank {rank} on {self._hosts[rank]} is behind, {places[rank]}" for rank in behind]
+        if not silent:  # else those that are behind may only wait for the silent ones
+            found = [f"rank {rank} on {self._hosts[rank]} is behind, {places[rank]}" for rank in behind]
         waited = time.monotonic() - self._begun
         verdict = "; ".join(found) or "all ranks answer and none is behind"
         return f"no progress for {waited:.0f} s {places[me]}: {verdict} (exchange.timeout sets the limit)"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hpcmoe import tables
 from hpcmoe.files.model import rows_per_block
 from hpcmoe.spec import ModelSpec, Tensor
 
@@ -26,7 +27,8 @@ class Drawn:
     def __init__(self, spec: ModelSpec, seed: int) -> None:
         self.spec, self.seed = spec, seed
         self.dtype = "float32"
-        self.uuid = f"drawn from seed {seed}"
+        shapes = hashlib.blake2b(tables.dump(spec).encode(), digest_size=8).hexdigest()
+        self.uuid = f"spec {shapes} drawn from seed {seed}"
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """See `Source`. Matrices have variance 1 / in, norms lie around 1."""

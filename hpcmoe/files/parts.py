@@ -85,7 +85,7 @@ def put_answers(file: h5py.File, answers: Sequence[Answer]) -> None:
 def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:
     h5.put(file, "timings/step", np.array([s.step for s in steps], np.int64), "number of each step")
     h5.put(file, "timings/tokens", np.array([s.tokens for s in steps], np.int64), "tokens that this rank computed")
-    h5.put(file, "timings/answers", np.array([s.answers for s in steps], np.int64), "tokens that this rank chose")
+    h5.put(file, "timings/chosen", np.array([s.chosen for s in steps], np.int64), "tokens that this rank chose")
     h5.put(file, "timings/wall", np.array([s.wall for s in steps], np.float64), "seconds of each step [s]")
     stages = np.array([s.stages for s in steps], np.float64).reshape(len(steps), len(STAGES))
     h5.put(file, "timings/seconds", stages, "seconds of each step in each stage [s]")
@@ -100,7 +100,7 @@ def read(path: Path) -> Part:
 
 def _take_steps(file: h5py.File, path: Path) -> tuple[StepTime, ...]:
     number, tokens, chosen = (h5.take(file, f"timings/{name}", path, np.integer, 1)
-                              for name in ("step", "tokens", "answers"))
+                              for name in ("step", "tokens", "chosen"))
     wall, stages = h5.take(file, "timings/wall", path, np.floating, 1), h5.take(file, "timings/seconds", path)
     if len({len(column) for column in (number, tokens, chosen, wall)}) > 1 or stages.shape != (len(wall), len(STAGES)):
         raise InputError(f"{path}: the datasets in timings differ in length: make the file again")

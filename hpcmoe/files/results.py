@@ -3,7 +3,7 @@
     prompt [P] int64, id [P], text [P], stop [P]
     tokens/data int32, logprobs/data float32, each with offsets int64 [P + 1]
     load [L, E] int64
-    timings/attempt, step, tokens, answers, wall [steps]; timings/mean, max [steps, stages] over the ranks
+    timings/attempt, step, tokens, chosen, wall [steps]; timings/mean, max [steps, stages] over the ranks
     host [R]
     attributes: job (TOML), identity, versions, ranks, experts_per_rank
 """
@@ -35,7 +35,7 @@ class StepTable:
     """`[steps]` int64, from 0 in each attempt"""
     tokens: np.ndarray
     """`[steps]` int64: tokens computed on all ranks"""
-    answers: np.ndarray
+    chosen: np.ndarray
     """`[steps]` int64: tokens chosen on all ranks"""
     wall: np.ndarray
     """`[steps]` float64: seconds on the slowest rank"""
@@ -68,9 +68,11 @@ def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[n
     Raises `JobError` where the file cannot be written.
     """
     pieces = [parts.read(path) for path in parts.files(output)]
-    answers = sorted((a for piece in pieces for a in piece.answers), key=lambda a: a.prompt)
-    numbers = [a.prompt for a in answers]
-    assert numbers == list(range(len(prompts))), "each prompt has exactly one answer"
+    found: dict[int, Answer] = {}
+    for answer in (a for piece in pieces for a in piece.answers):
+        found.setdefault(answer.prompt, answer)  # two runs at once may both have answered it, alike
+    assert sorted(found) == list(range(len(prompts))), "each prompt has an answer"
+    answers = [found[prompt] for prompt in range(len(prompts))]
     with h5.writing(output, "results") as file:
         origin.stamp(file)
         parts.put_answers(file, answers)
@@ -89,23 +91,23 @@ def tabulate(pieces: Sequence[Part]) -> StepTable:
     rows = np.array([order[key] for key, _ in keyed], np.int64)
     n = len(order)
     ranks = np.bincount(rows, minlength=n)[:, None]
-    tokens, answers = np.zeros((2, n), np.int64)
+    tokens, chosen = np.zeros((2, n), np.int64)
     wall, mean, largest = np.zeros(n), np.zeros((n, len(STAGES))), np.zeros((n, len(STAGES)))
     if n:
         np.add.at(tokens, rows, [s.tokens for _, s in keyed])
-        np.add.at(answers, rows, [s.answers for _, s in keyed])
+        np.add.at(chosen, rows, [s.chosen for _, s in keyed])
         np.maximum.at(wall, rows, [s.wall for _, s in keyed])
         stages = np.array([s.stages for _, s in keyed])
         np.add.at(mean, rows, stages)
         np.maximum.at(largest, rows, stages)
         mean /= ranks
     attempt, step = np.array(sorted(order), np.int64).reshape(n, 2).T
-    return StepTable(attempt, step, tokens, answers, wall, mean, largest)
+    return StepTable(attempt, step, tokens, chosen, wall, mean, largest)
 
 
 def _put_timings(file: h5py.File, table: StepTable) -> None:
     notes = {"attempt": "which start of the job", "step": "number of the step in its attempt",
-             "tokens": "tokens computed on all ranks [tokens]", "answers": "tokens chosen on all ranks [tokens]",
+             "tokens": "tokens computed on all ranks [tokens]", "chosen": "tokens chosen on all ranks [tokens]",
              "wall": "seconds of the step on the slowest rank [s]",
              "mean": "seconds in each stage, mean over the ranks [s]",
              "max": "seconds in each stage on the slowest rank [s]"}
@@ -117,7 +119,7 @@ def _put_timings(file: h5py.File, table: StepTable) -> None:
 def steps(file: h5py.File, path: Path) -> StepTable:
     """The step times in a results file. Raises `InputError`."""
     counts = [h5.take(file, f"timings/{name}", path, np.integer, 1)
-              for name in ("attempt", "step", "tokens", "answers")]
+              for name in ("attempt", "step", "tokens", "chosen")]
     times = [h5.take(file, "timings/wall", path, np.floating, 1),
              *(h5.take(file, f"timings/{name}", path, np.floating, 2) for name in ("mean", "max"))]
     if len({len(column) for column in counts + times}) > 1:

@@ -123,7 +123,7 @@ def _rest(out: Console, count: int, limit: int) -> None:
 
 def speed_line(steps: StepTable) -> str:
     """Tokens and tokens/s over all steps."""
-    wall, new = float(steps.wall.sum()), int(steps.answers.sum())
+    wall, new = float(steps.wall.sum()), int(steps.chosen.sum())
     return (f"{new} new tokens in {len(steps.wall)} steps and {text.seconds(wall)}: "
             f"{new / max(wall, 1e-9):.1f} tokens/s ({int(steps.tokens.sum())} computed, prompts included)")
 

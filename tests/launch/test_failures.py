@@ -1,15 +1,17 @@
 """How a job on several ranks ends when something is wrong: the exit code, one line, and no rank left behind."""
 
+import os
 import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from launched import mpiexec
+from launched import command, mpiexec
 from models import TINY
 
 from hpcmoe import tables
@@ -104,27 +106,77 @@ def test_a_nan_is_found_by_those_that_read_it(job, tensor, who):
 
 FAULT = """
 import sys
+segment = sys.argv.pop()
 from mpi4py import rc
 from hpcmoe.engine.segments import CpuSegments
-whole = CpuSegments.expert
-def broken(self, work):
+whole = getattr(CpuSegments, segment)
+def broken(self, work, *rest):
     from mpi4py import MPI
     if MPI.COMM_WORLD.rank == 1 and work.layer == 2:
         raise ValueError("a defect on one rank")
-    return whole(self, work)
-CpuSegments.expert = broken
+    return whole(self, work, *rest)
+setattr(CpuSegments, segment, broken)
 from hpcmoe.__main__ import main
 main()
 """
 
 
-def test_a_defect_on_one_rank_ends_all_with_its_traceback(job):
+@pytest.mark.parametrize(("segment", "mode"), [("dispatch", "serial"), ("_expert", "serial"), ("_gate", "overlapped"),
+                                               ("_shared", "overlapped"), ("_expert", "overlapped")])
+def test_a_defect_on_one_rank_ends_all_with_its_traceback(job, segment, mode):
+    """On the main thread and on the worker's."""
+    spec = replace(TINY, moe=replace(TINY.moe, shared_hidden=8))
+    (job.parent / "spec.toml").write_text(tables.dump(spec))
     begin = time.monotonic()
-    ended = mpiexec(RANKS, "-c", FAULT, "run", str(job))
+    ended = mpiexec(RANKS, "-c", FAULT, "run", str(job), "--set", "model=" + str(job.parent / "spec.toml"),
+                    "--set", f"schedule.mode={mode}", segment)
     assert ended.returncode == 70, ended.stderr
     assert time.monotonic() - begin < 10
-    assert ended.stderr.count("ValueError: a defect on one rank") == 1
-    assert "internal error on rank 1 of 3" in ended.stderr and not (job.parent / "out.h5").exists()
+    assert "ValueError: a defect on one rank" in ended.stderr
+    assert ended.stderr.count("internal error on rank 1 of 3") == 1 and not (job.parent / "out.h5").exists()
+
+
+def test_without_an_mpi_library(job):
+    environment = os.environ | {"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}
+    ended = subprocess.run([sys.executable, "-m", "hpcmoe", "run", str(job)], capture_output=True, text=True,
+                           env=environment, timeout=60)
+    assert_one_line(ended, 4, "MPI cannot be loaded.*MPI4PY_LIBMPI")
+
+
+def test_another_spec_under_the_same_name_is_another_job(job):
+    spec = job.parent / "spec.toml"
+    settings = ("--set", f"model={spec}")
+    assert run(job, *settings).returncode == 0
+    spec.write_text(tables.dump(replace(TINY, layers=3)))
+    assert_one_line(run(job, *settings), 2, "another job")
+
+
+def test_a_folder_that_moved_holds_the_same_job(job):
+    assert run(job).returncode == 0
+    moved = job.parent.rename(job.parent.with_name("moved"))
+    assert "finished already" in run(moved / "job.toml").stdout
+
+
+def test_a_killed_run_is_continued_on_another_number_of_ranks(job):
+    """Killed in the middle, with some prompts committed."""
+    count = 300
+    prompts.write(job.parent / "prompts.h5", [str(n) for n in range(count)],
+                  [np.array([n % 90, 1], np.int32) for n in range(count)])
+    settings = ("--set", "checkpoint.every=0", "--set", "schedule.max_sequences=2", "--set", "compute.dtype=float32")
+    process = subprocess.Popen(command(RANKS, "-m", "hpcmoe", "run", str(job), *settings), stderr=subprocess.DEVNULL)
+    parts = job.parent / "out.h5.parts"
+    end = time.monotonic() + 60
+    while time.monotonic() < end and len(list(parts.glob("0000-*.h5"))) < 20:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    before = len(list(parts.glob("0000-*.h5")))
+    time.sleep(2)  # the ranks end with their launcher
+    ended = mpiexec(2, "-m", "hpcmoe", "run", str(job), *settings)
+    assert ended.returncode == 0, ended.stderr
+    with h5py.File(job.parent / "out.h5") as file:
+        assert before >= 20 and file["prompt"][:].tolist() == list(range(count))
+        assert set(file["timings/attempt"][:]) == {0, 1}
 
 
 def test_without_mpiexec_it_is_one_rank(job):

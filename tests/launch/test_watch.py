@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import command
+from launched import command, mpiexec
 from models import TINY
 
 from hpcmoe import tables
@@ -93,3 +93,31 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return state not in "ZX"
+
+
+HUNG = """
+import sys, time
+from hpcmoe.engine.segments import CpuSegments
+whole = CpuSegments._expert
+def hung(self, work, *rest):
+    from mpi4py import MPI
+    if MPI.COMM_WORLD.rank == 1 and work.layer == 2:
+        time.sleep(100)
+    return whole(self, work, *rest)
+CpuSegments._expert = hung
+from hpcmoe.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("mode", ["serial", "overlapped"])
+def test_a_rank_that_hangs_in_its_arithmetic_ends_the_job(tmp_path, mode):
+    (tmp_path / "spec.toml").write_text(tables.dump(TINY))
+    prompts.write(tmp_path / "p.h5", list("abcdef"), [np.array([n, 5], np.int32) for n in range(6)])
+    job = tmp_path / "job.toml"
+    job.write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[exchange]\ntimeout = 2.0\n'
+                   f'[schedule]\nmode = "{mode}"\n')
+    begin = time.monotonic()
+    ended = mpiexec(3, "-c", HUNG, "run", str(job), seconds=60)
+    assert ended.returncode != 0 and time.monotonic() - begin < 25
+    assert "no progress for" in ended.stderr and "rank 1 on " in ended.stderr, ended.stderr

@@ -73,7 +73,7 @@ def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name):
 WAYS = [("serial", "alltoallv"), ("serial", "persistent"), ("overlapped", "alltoallv"), ("overlapped", "persistent")]
 
 
-@pytest.mark.parametrize("name", ["tiny", "sigmoid groups", "no experts"])
+@pytest.mark.parametrize("name", ["tiny", "shared", "sigmoid groups", "no experts"])
 def test_schedules_and_modes_give_equal_bits(comm, folder, everywhere, name):
     """At one number of ranks and micro-batches: tokens, log-probabilities and loads."""
     found = []
@@ -118,7 +118,7 @@ def test_the_file_tells_what_happened(comm, folder, everywhere):
             checks = {
                 "load": file["load"][:].sum(axis=1).tolist() == [0] + [computed * moe.top_k] * 3,
                 "computed": file["timings/tokens"][:].sum() == computed,
-                "chosen": file["timings/answers"][:].sum() == generated,
+                "chosen": file["timings/chosen"][:].sum() == generated,
                 "logprobs": (file["logprobs/data"][:] <= 0).all() and len(file["logprobs/data"]) == generated,
                 "ids": [i.decode() for i in file["id"]] == [f"p{i}" for i in range(len(LENGTHS))],
                 "job": config.tables.parse(file.attrs["job"])["schedule"]["max_sequences"] == 2,
@@ -157,7 +157,7 @@ def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
             problems.append("other answers")
         with h5py.File(second.output) as file:
             done = sum(len(a.tokens) for a in whole if a.prompt in (0, 4, 10))
-            if file["timings/answers"][:].sum() != sum(len(a.tokens) for a in whole) - done:
+            if file["timings/chosen"][:].sum() != sum(len(a.tokens) for a in whole) - done:
                 problems.append("answered prompts were computed again")
             if set(file["timings/attempt"][:]) != {1}:
                 problems.append(f"attempts {file['timings/attempt'][:]}")

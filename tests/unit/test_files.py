@@ -166,11 +166,11 @@ class TestResults:
         output = tmp_path / "o.h5"
         put_part(output, 0, 0, 0, [answer(0, 1)], [step_time(0, tokens=5, wall=1.0), step_time(1)])
         put_part(output, 0, 1, 0, [answer(1, 1)], [step_time(0, tokens=7, wall=3.0)])
-        put_part(output, 1, 0, 0, [answer(2, 1)], [step_time(0, answers=9)])
+        put_part(output, 1, 0, 0, [answer(2, 1)], [step_time(0, chosen=9)])
         with h5py.File(pack(output)) as file:
             times = {name: file[f"timings/{name}"][:] for name in file["timings"]}
         assert times["attempt"].tolist() == [0, 0, 1] and times["step"].tolist() == [0, 1, 0]
-        assert times["tokens"].tolist() == [12, 3, 3] and times["answers"].tolist() == [4, 2, 9]
+        assert times["tokens"].tolist() == [12, 3, 3] and times["chosen"].tolist() == [4, 2, 9]
         assert times["wall"].tolist() == [3.0, 0.5, 0.5]
         np.testing.assert_allclose(times["max"][0], 3.0 * np.arange(1, len(STAGES) + 1) / 100)
         np.testing.assert_allclose(times["mean"][0], 2.0 * np.arange(1, len(STAGES) + 1) / 100)
