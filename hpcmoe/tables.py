@@ -125,6 +125,6 @@ def _check_range(value: Any, metadata: typing.Mapping, path: str) -> None:
         raise Bad(path, f"should be one of {', '.join(choices)}, not {value!r}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if least is not None and not value >= least:
-            raise Bad(path, f"should be at least {least:g}, not {value:g}")
+            raise Bad(path, f"should be at least {least}, not {value}")
         if most is not None and not value <= most:
-            raise Bad(path, f"should be at most {most:g}, not {value:g}")
+            raise Bad(path, f"should be at most {most}, not {value}")

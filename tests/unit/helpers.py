@@ -166,9 +166,9 @@ def answer(prompt: int, *tokens: int, stop: str = "length") -> Answer:
     return Answer(prompt, found, (-found / 10).astype(np.float32), stop)
 
 
-def step_time(step: int, tokens: int = 3, answers: int = 2, wall: float = 0.5) -> StepTime:
+def step_time(step: int, tokens: int = 3, chosen: int = 2, wall: float = 0.5) -> StepTime:
     """A step whose stages took 1, 2, 3 … hundredths of a second, times `wall`."""
-    return StepTime(step, tokens, answers, wall, wall * np.arange(1.0, len(STAGES) + 1) / 100)
+    return StepTime(step, tokens, chosen, wall, wall * np.arange(1.0, len(STAGES) + 1) / 100)
 
 
 def jsonl(path: Path, *records: object) -> Path:

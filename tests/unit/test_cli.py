@@ -179,5 +179,6 @@ def test_an_unknown_exception_stays_a_traceback(capsys, monkeypatch):
         raise KeyError("x")
 
     monkeypatch.setattr(page, "show", broken)
-    with pytest.raises(KeyError):
-        command(capsys, monkeypatch, "show", "x.h5")
+    result = command(capsys, monkeypatch, "show", "x.h5")
+    assert result.code == 70 and "Traceback" in result.err and "KeyError: 'x'" in result.err
+    assert "hpcmoe: error:" not in result.err

@@ -329,8 +329,6 @@ class TestIdentity:
     @pytest.mark.parametrize(
         "text",
         [
-            "model=/else.h5",
-            "prompts=/else.h5",
             "generate.max_new_tokens=3",
             "generate.ignore_eos=true",
             "mode=score",
