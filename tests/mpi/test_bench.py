@@ -10,6 +10,9 @@ from hpcmoe.bench import exchange as bench
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.alltoallv import Alltoallv
 from hpcmoe.files import exchange
+from hpcmoe.report import text
+from hpcmoe.report.bench_exchange import page
+from hpcmoe.report.show import show
 
 pytestmark = pytest.mark.mpi
 MODES = ("raw", "alltoallv", "persistent", "headers", "pack")
@@ -69,3 +72,14 @@ def test_the_file_gives_the_figures_back(comm, shared_tmp, everywhere):
     path = shared_tmp / f"exchange-{comm.rank}.h5"
     exchange.write(path, table)
     everywhere([] if exchange.read(path) == table else [str(exchange.read(path))])
+
+
+def test_show_prints_the_same_page(comm, world, shared_tmp, capsys, everywhere):
+    figures = bench.measure(world, [2], 8, array.BFLOAT16, rounds=1)
+    table = exchange.Table(figures, 8, "bfloat16", 1, world.hosts, world.library)
+    path = shared_tmp / f"shown-{comm.rank}.h5"
+    exchange.write(path, table)
+    page(text.console(), table)
+    printed = capsys.readouterr().out
+    show(path, 0)
+    everywhere([] if "All to one" in printed and capsys.readouterr().out.endswith(printed) else [printed])
