@@ -19,10 +19,10 @@ Read = Callable[[str], np.ndarray]
 
 
 def reader(source: Source, dtype: str = "float32") -> Read:
-    """Reads tensors of a model by name, float64 with values of `dtype`; remembers those of about a layer."""
+    """Reads tensors of a model by name, float64 with values of `dtype`; remembers those of a few layers."""
     known, r = {t.name: t for t in tensors(source.spec)}, rounding(dtype)
 
-    @lru_cache(maxsize=64)
+    @lru_cache(maxsize=128)
     def read(name: str) -> np.ndarray:
         return r(np.concatenate([block.astype(np.float64) for block in source.blocks(known[name])]))
     return read
