@@ -29,8 +29,11 @@ class Disk:
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """What h5py knows file objects by; HDF5 itself calls `readinto`."""
-        raise NotImplementedError
+        """See `io.RawIOBase`. What h5py knows file objects by; HDF5 itself calls `readinto`."""
+        left = os.fstat(self._handle).st_size - self._at
+        data = os.pread(self._handle, left if size < 0 else size, self._at)
+        self._at += len(data)
+        return data
 
     def readinto(self, buffer: memoryview) -> int:
         """See `io.RawIOBase`."""

@@ -8,7 +8,7 @@ import numpy as np
 from hpcmoe import config, launch
 from hpcmoe.files import h5, results
 from hpcmoe.report import text
-from hpcmoe.report.show import print_load, speed_line
+from hpcmoe.report.show import print_load, speed_line, was_scored
 
 
 def run(path: Path, overrides: tuple[str, ...], overwrite: bool) -> int:
@@ -45,10 +45,10 @@ def summary(output: Path) -> str:
         steps = results.steps(file, output)
         load = h5.take(file, "load", output)
         prompts = len(file["prompt"])
-        slots = int(file.attrs["experts_per_rank"])
+        slots, scored = int(file.attrs["experts_per_rank"]), was_scored(file, output)
     out = text.console()
     with out.capture() as page:
-        out.print(f"{output}: {prompts} prompts, {speed_line(steps)}")
+        out.print(f"{output}: {prompts} prompts, {speed_line(steps, scored)}")
         if load.size and np.any(load):
             print_load(out, load, slots)
     return page.get().rstrip()

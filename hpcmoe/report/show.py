@@ -82,7 +82,7 @@ def _results(out: Console, path: Path, limit: int) -> None:
             print_load(out, load, h5.attribute(file, "experts_per_rank", path, int))
         if "timings/mean" in file:
             steps = results.steps(file, path)
-            out.print(speed_line(steps))
+            out.print(speed_line(steps, was_scored(file, path)))
             out.print("Seconds by stage, summed over the steps:")
             out.print(stage_table(steps))
 
@@ -127,10 +127,15 @@ def _rest(out: Console, count: int, limit: int) -> None:
         out.print(f"… and {count - limit} more (--limit shows more)\n")
 
 
-def speed_line(steps: StepTable) -> str:
+def was_scored(file: h5py.File, path: Path) -> bool:
+    """Whether a results file has scores of the prompts, and not answers to them."""
+    return "scored" in h5.strings(file, "stop", path)
+
+
+def speed_line(steps: StepTable, scored: bool) -> str:
     """Tokens and tokens/s over all steps."""
     wall, new = float(steps.wall.sum()), int(steps.chosen.sum())
-    return (f"{new} new tokens in {len(steps.wall)} steps and {text.seconds(wall)}: "
+    return (f"{new} {'scored' if scored else 'new'} tokens in {len(steps.wall)} steps and {text.seconds(wall)}: "
             f"{new / max(wall, 1e-9):.1f} tokens/s ({int(steps.tokens.sum())} computed, prompts included)")
 
 

@@ -45,9 +45,9 @@ class Shape:
 
 
 SHAPES = (Shape(128, 2048, 1792, 0.55), Shape(128, 2048, 1792, 0.75), Shape(128, 2048, 1792, 0.95),
-          Shape(192, 1536, 1344, 0.75))
-"""I is such that attention and experts take about as long: each hides one direction of the exchange. H is such that the
-link is slow: below it TCP's own work for each byte, on the rank's only core, is no longer small beside the link's time.
+          Shape(192, 1536, 1344, 0.75), Shape(512, 512, 640, 0.75))
+"""I is such that attention and experts take about as long: each hides one direction of the exchange. The last shape is
+the hard one: at a small H, TCP's own work for each byte, on the rank's only core, is not small beside the link's time.
 """
 
 
