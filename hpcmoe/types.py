@@ -83,6 +83,79 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the rows for each rank, or from each, lie in a buffer: block after block, with gaps or without.
+
+    Made by `dense` or `blocks`, ahead of the exchange: its start has no time for arithmetic.
+    """
+
+    counts: np.ndarray
+    """`[R]` int64: rows of each block"""
+    first: np.ndarray
+    """`[R]` int64: where each block begins"""
+    rows: int
+    """of all blocks"""
+    extent: int
+    """rows of the buffer"""
+    own: slice
+    """this rank's own block, which never enters MPI"""
+    travels: tuple[np.ndarray, np.ndarray]
+    """counts without this rank's own, and first rows, `[R]` int32 each: as MPI takes them"""
+
+    @cached_property
+    def place(self) -> np.ndarray | None:
+        """`[rows]` int64: where each row lies, in the order of the ranks; None where nothing lies between them."""
+        if self.rows == self.extent:
+            return None
+        return np.repeat(self.first - (np.cumsum(self.counts) - self.counts), self.counts) + np.arange(self.rows)
+
+
+def dense(counts: np.ndarray, me: int) -> Layout:
+    """Blocks without gaps, seen from rank `me`; counts `[R]` integers."""
+    ends = np.cumsum(counts)
+    return _layout(counts, me, ends - counts, int(ends[-1]), int(ends[-1]))
+
+
+def blocks(counts: np.ndarray, me: int, capacity: int) -> Layout:
+    """Blocks of one size, `capacity` rows, each filled from its beginning; counts `[R]` integers."""
+    return _layout(counts, me, np.arange(len(counts)) * capacity, int(counts.sum()), len(counts) * capacity)
+
+
+def _layout(counts: np.ndarray, me: int, first: np.ndarray, rows: int, extent: int) -> Layout:
+    others = counts.astype(np.int32)
+    others[me] = 0
+    at = int(first[me])
+    return Layout(counts, first, rows, extent, slice(at, at + int(counts[me])), (others, first.astype(np.int32)))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much one exchange moves; the same on all ranks."""
+
+    largest: int
+    """the most rows that any rank has for any one, itself included"""
+    total: int
+    """the most rows that any rank sends to all others"""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """How long one direction of an exchange takes with each mode, as measured; the same on all ranks."""
+
+    size: np.ndarray
+    """`[n]` float64 ascending: bytes from each rank to each other"""
+    alltoallv: np.ndarray
+    """`[n]` float64 seconds"""
+    persistent: np.ndarray
+    """`[n]` float64 seconds"""
+
+    def persistent_pays(self, padded: int, exact: float) -> bool:
+        """Whether `padded` bytes to each peer are sooner there by a persistent request than `exact` ones by counts."""
+        return bool(np.interp(padded, self.size, self.persistent) < np.interp(exact, self.size, self.alltoallv)
+                    and padded <= self.size[-1])
+
+
+@dataclass(frozen=True)
 class SendPlan:
     """How the rows of a micro-batch leave, and where their answers come home.
 

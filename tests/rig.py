@@ -10,6 +10,7 @@ from hpcmoe.config import Generate
 from hpcmoe.engine import layer, schedule
 from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.engine.segments import chooser, open_segments
+from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
@@ -26,7 +27,7 @@ class Rig:
         held = weights.load(source, lambda n: placement.held_by(comm.rank), kind)
         sizes = Sizes(slots, 0, length)
         self.segments = open_segments(comm, Unwatched(launch.rest), source.spec, held, placement, sizes,
-                                      chooser(Generate()), kind, keep_logits=True)
+                                      chooser(Generate()), kind, Way(), keep_logits=True)
 
     def forward(self, batch: Batch) -> Outcome:
         """One step; collective. Each rank brings its own batch, which may be empty."""

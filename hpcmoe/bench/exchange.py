@@ -5,28 +5,26 @@ and the slowest counts. Modes take turns within a round, so that a busy machine 
 the cores the library's call is waited for as ours is: its own wait keeps the core from those that it waits for.
 """
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from mpi4py import MPI
 
 from hpcmoe.errors import DeviceError, JobError
-from hpcmoe.exchange.alltoallv import LARGEST, Alltoallv
+from hpcmoe.exchange import tune
 from hpcmoe.exchange.headers import Headers
 from hpcmoe.exchange.interface import Rows, until
-from hpcmoe.exchange.persistent import Persistent
+from hpcmoe.exchange.lane import Way, open_rows
+from hpcmoe.exchange.tune import even
 from hpcmoe.files.exchange import Figure
-from hpcmoe.kernels.pack import pack
+from hpcmoe.kernels.pack import gather, pack
 from hpcmoe.launch import World, spin, together
+from hpcmoe.types import Layout
 
+LARGEST = 2**31 - 1
+"""Bytes of one exchange on a rank: more would take long to measure and no more be learned."""
 ROUNDS = 51
 """Of each figure; its median counts."""
-
-
-def even(ranks: int, rows: int) -> np.ndarray:
-    """`[from, to]` int64: every rank sends as many rows to every other."""
-    return rows * (1 - np.eye(ranks, dtype=np.int64))
 
 
 def all_to_one(ranks: int, rows: int) -> np.ndarray:
@@ -43,8 +41,8 @@ def check(ranks: int, rows: Sequence[int], units: int) -> None:
     """Raises `JobError` where there is nothing to measure, or too much for one exchange; `units` of 2 bytes a row."""
     if ranks < 2:
         raise JobError("an exchange needs two ranks or more: mpiexec -n 2 hpcmoe bench exchange")
-    if max(rows) * units * (ranks - 1) > LARGEST:
-        raise JobError(f"--rows {max(rows)}: more than 2**31 - 1 values in one exchange; give less rows or --hidden")
+    if 2 * max(rows) * units * (ranks - 1) > LARGEST:
+        raise JobError(f"--rows {max(rows)}: more than 2**31 - 1 bytes in one exchange; give less rows or --hidden")
 
 
 def measure(world: World, rows: Sequence[int], hidden: int, dtype: np.dtype, rounds: int = ROUNDS) -> list[Figure]:
@@ -53,14 +51,13 @@ def measure(world: World, rows: Sequence[int], hidden: int, dtype: np.dtype, rou
     Raises `Agreed` where rows arrive that were not sent.
     """
     headers = Headers(world.comm, world.idle)
-    modes: dict[str, Rows] = {"alltoallv": Alltoallv(world.comm, world.idle),
-                              "persistent": Persistent(world.comm, world.idle)}
+    modes = {mode: open_rows(world.comm, world.idle, Way(mode)) for mode in ("alltoallv", "persistent")}
     figures = []
     for pattern, table in PATTERNS.items():
         for count in rows:
             x = np.zeros((count, hidden), dtype)
             contest = _contest(world, headers, modes, table(world.size, count), x)
-            seconds = _medians(world, contest, rounds)
+            seconds = tune.medians(world.comm, world.idle, contest, rounds)
             figures.append(Figure(pattern, count, x.nbytes, **seconds))
     headers.free()
     for mode in modes.values():
@@ -71,31 +68,28 @@ def measure(world: World, rows: Sequence[int], hidden: int, dtype: np.dtype, rou
 def _contest(world: World, headers: Headers, modes: dict[str, Rows], table: np.ndarray,
              x: np.ndarray) -> dict[str, Callable[[], None]]:
     """What is timed, by name, each run once and its rows looked at; table `[from, to]`, x `[T, H]`."""
-    counts, incoming, largest = table[world.rank], table[:, world.rank], int(table.max())
-    units = x.view(np.uint16).shape[1]
+    counts, incoming, units = table[world.rank], table[:, world.rank], x.view(np.uint16).shape[1]
+    sent = message(world.rank, counts, units)
     token = np.tile(np.random.default_rng(0).permutation(len(x)).astype(np.int32), np.count_nonzero(counts))
     trailer = np.empty((len(token), 0), np.int16)
-    sent = {name: mode.buffer(len(token), units) for name, mode in modes.items()}
 
-    def run(name: str) -> None:
-        modes[name].start(sent[name], counts, incoming, largest)
-        modes[name].wait()
+    def fill(rows: np.ndarray, layout: Layout) -> None:
+        rows[slice(None) if layout.place is None else layout.place] = sent
 
     def tell() -> None:
         headers.start(counts, counts)
         headers.wait()
 
+    contest = {}
     for name, mode in modes.items():
-        sent[name][:] = message(world.rank, counts, units)
-        run(name)
-        _check(world, name, mode.arrived, table)
-    raw = _raw(world, sent["alltoallv"], counts, modes["alltoallv"].arrived, incoming)
-    modes["alltoallv"].arrived[:] = 0
-    raw()
-    _check(world, "MPI_Ialltoallv", modes["alltoallv"].arrived, table)
+        contest[name] = tune.repeat(mode, table, world.rank, units, fill)
+        _check(world, name, gather(mode.arrived, mode.landing.place), table)
+    into = np.zeros((int(incoming.sum()), units), np.uint16)
+    contest = {"raw": _raw(world, sent, counts, into, incoming), **contest}
+    contest["raw"]()
+    _check(world, "MPI_Ialltoallv", into, table)
     tell()
-    return {"raw": raw, "alltoallv": lambda: run("alltoallv"), "persistent": lambda: run("persistent"),
-            "headers": tell, "pack": lambda: pack(x, token, trailer, sent["alltoallv"])}
+    return {**contest, "headers": tell, "pack": lambda: pack(x, token, trailer, sent)}
 
 
 def message(source: int, counts: np.ndarray, units: int) -> np.ndarray:
@@ -129,16 +123,3 @@ def _raw(world: World, rows: np.ndarray, counts: np.ndarray, into: np.ndarray,
     if idle is spin:
         return lambda: comm.Ialltoallv(send, receive).Wait()
     return lambda: until(comm.Ialltoallv(send, receive).Test, idle)
-
-
-def _medians(world: World, contest: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Seconds of each contestant, the slowest rank's, by name. Collective."""
-    seconds = np.zeros((rounds, len(contest)))
-    for times in seconds:
-        for place, run in enumerate(contest.values()):
-            until(world.comm.Ibarrier().Test, world.idle)
-            begin = time.perf_counter()
-            run()
-            times[place] = time.perf_counter() - begin
-    world.comm.Allreduce(MPI.IN_PLACE, seconds, MPI.MAX)
-    return dict(zip(contest, np.median(seconds, axis=0).tolist()))

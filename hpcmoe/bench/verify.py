@@ -13,6 +13,7 @@ from hpcmoe.engine.batch import Sequences
 from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.engine.segments import CpuSegments, chooser, open_segments
 from hpcmoe.errors import JobError
+from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
@@ -72,7 +73,7 @@ def _open(job: Job, source: Source, length: int) -> CpuSegments:
     placement, dtype = place(source.spec, 1), array.DTYPES[job.compute.dtype]
     held = weights.load(source, lambda n: placement.held_by(0), dtype)
     return open_segments(MPI.COMM_SELF, Unwatched(launch.spin), source.spec, held, placement, Sizes(1, 0, length),
-                         chooser(job.generate), dtype, keep_logits=True)
+                         chooser(job.generate), dtype, Way(), keep_logits=True)
 
 
 def _answer(segments: CpuSegments, job: Job, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

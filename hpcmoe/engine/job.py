@@ -21,6 +21,7 @@ from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.segments import chooser, open_segments
 from hpcmoe.errors import JobError
+from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Watch
 from hpcmoe.files import results
 from hpcmoe.files.parts import Provenance
@@ -75,7 +76,7 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     watch, parts = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts), micro_batches(job)
     vote = Vote(world.comm, watch)
     segments = open_segments(world.comm, watch, model.spec, held, placement, sizes, chooser(job.generate), dtype,
-                             job.exchange.mode, parts, overlapped=job.schedule.mode == "overlapped")
+                             Way(job.exchange.mode), parts, overlapped=job.schedule.mode == "overlapped")
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))

@@ -10,7 +10,7 @@ from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
 from hpcmoe.exchange.interface import Rows
-from hpcmoe.exchange.lane import Lane, open_lane
+from hpcmoe.exchange.lane import Lane, Way, open_lane
 from hpcmoe.exchange.route import plan_receive, plan_send
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels import choice, combine, norm, pack, rope
@@ -22,7 +22,7 @@ from hpcmoe.model.gate import gate
 from hpcmoe.model.head import head
 from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Outcome, Placement, ReceivePlan, Route, SendPlan
+from hpcmoe.types import Batch, Layout, Outcome, Placement, Route, SendPlan, dense
 
 LOGITS = 1 << 23
 """Logits that are held at once."""
@@ -64,9 +64,10 @@ class Work:
     shared_ready: Event = field(default_factory=Event)
     route: Route = field(init=False)
     send: SendPlan = field(init=False)
-    receive: ReceivePlan = field(init=False)
-    rows: np.ndarray = field(init=False)
-    """`[N, units]` uint16: the next rows to leave"""
+    leaving: int = 0
+    """rows that are ready to leave"""
+    homecoming: Layout = field(init=False)
+    """of the answers to come, without gaps"""
     outcome: Outcome = field(init=False)
 
 
@@ -76,11 +77,11 @@ class CpuSegments:
     Methods without an underscore run on the main thread, which alone calls MPI; the others on the stream.
     """
 
-    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, lanes: Sequence[Lane],
-                 stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
+    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, rank: int,
+                 lanes: Sequence[Lane], stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
                  keep_logits: bool = False) -> None:
         """One lane for each micro-batch of a step; `keep_logits` puts them into each outcome."""
-        self.model, self.weights, self.cache, self.placement = model, weights, cache, placement
+        self.model, self.weights, self.cache, self.placement, self.rank = model, weights, cache, placement, rank
         self.lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
         self.watch, self.clock = watch, Clock()
         self.moe_layers: Sequence[int] = model.moe_layers
@@ -98,11 +99,11 @@ class CpuSegments:
     def dispatch(self, work: Work) -> Rows:
         """See `layer.Segments`."""
         headers, rows, plan = work.lane.headers, work.lane.dispatch, work.send
-        self.watch.mark("dispatch", work.layer, work.number, len(work.rows))
+        self.watch.mark("dispatch", work.layer, work.number, work.leaving)
         with self.clock.stage("exchange"):
             headers.start(plan.counts, plan.home_counts)
             headers.wait()
-            rows.start(work.rows, plan.counts, headers.counts, headers.largest)
+            rows.start(headers.incoming, headers.extent)
         weights = self.weights.layers[work.layer].shared
         if weights:
             work.shared_ready = self.stream.run(self._shared, work, weights)
@@ -110,20 +111,20 @@ class CpuSegments:
 
     def expert(self, work: Work) -> Event:
         """See `layer.Segments`."""
-        return self.stream.run(self._expert, work, work.lane.dispatch.arrived, work.lane.headers.counts)
+        return self.stream.run(self._expert, work, work.lane.dispatch.arrived, work.lane.dispatch.landing)
 
     def collect(self, work: Work) -> Rows:
         """See `layer.Segments`."""
         rows = work.lane.home
-        self.watch.mark("return", work.layer, work.number, len(work.rows))
+        self.watch.mark("return", work.layer, work.number, work.leaving)
         with self.clock.stage("exchange"):
-            rows.start(work.rows, work.receive.home_counts, work.send.home_counts, work.lane.headers.largest_home)
+            rows.start(work.homecoming, work.lane.headers.extent_home)
         return rows
 
     def leave_enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
         work.shared_ready.wait()  # past already, for streams keep their order; raises what it raised
-        return self.stream.run(self._leave_enter, work, work.lane.home.arrived)
+        return self.stream.run(self._leave_enter, work, work.lane.home.arrived, work.lane.home.landing)
 
     def head(self, work: Work) -> Event:
         """See `layer.Segments`."""
@@ -168,29 +169,34 @@ class CpuSegments:
         with self.clock.stage("pack"):
             work.send = plan_send(work.route, self.placement)
             units = self._units + work.send.trailer.shape[1]
-            work.rows = work.lane.dispatch.buffer(len(work.send.token), units)
-            pack.pack(work.normed, work.send.token, work.send.trailer, work.rows)
+            rows, layout = work.lane.dispatch.room(work.send.counts, units)
+            pack.pack(work.normed, work.send.token, work.send.trailer, rows, layout.place)
+            work.leaving = layout.rows
+            work.homecoming = dense(work.send.home_counts, self.rank)
 
     def _shared(self, work: Work, weights: Shared) -> None:
         with self.clock.stage("expert"):
             work.shared = shared(weights, work.normed)
 
-    def _expert(self, work: Work, message: np.ndarray, counts: np.ndarray) -> None:
+    def _expert(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         slots = self.weights.layers[work.layer].experts
         with self.clock.stage("pack"):
+            message = pack.gather(arrived, landing.place)
             width = message.shape[1] - self._units
             trailer = pack.trailer(message, self.model.hidden, self.dtype, width)
-            work.receive = plan_receive(counts, trailer, len(slots))
+            receive = plan_receive(landing.counts, trailer, len(slots))
             rows = pack.unpack(message, self.model.hidden, self.dtype)
-            work.rows = work.lane.home.buffer(len(work.receive.row), self._units)
+            answers, layout = work.lane.home.room(receive.home_counts, self._units)
+            work.leaving = layout.rows
         with self.clock.stage("expert"):
-            experts(slots, rows, work.receive, work.rows.view(self.dtype))
+            experts(slots, rows, receive, answers.view(self.dtype), layout.place)
 
-    def _leave_enter(self, work: Work, message: np.ndarray) -> None:
+    def _leave_enter(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         assert self.model.moe is not None
         with self.clock.stage("combine"):
-            answers = pack.unpack(message, self.model.hidden, self.dtype)
-            y = combine.combine(answers, work.send.home, work.route.weight, self.model.moe.round_weights)
+            answers = pack.unpack(arrived, self.model.hidden, self.dtype)
+            home = work.send.home if landing.place is None else landing.place[work.send.home]
+            y = combine.combine(answers, home, work.route.weight, self.model.moe.round_weights)
             work.x = work.x + (y if work.shared is None else y + work.shared)
             work.shared = None
         work.layer += 1
@@ -215,13 +221,13 @@ class CpuSegments:
 
 
 def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
-                  choose: Choose, dtype: np.dtype, mode: str = "auto", micro_batches: int = 1,
-                  overlapped: bool = False, keep_logits: bool = False) -> CpuSegments:
+                  choose: Choose, dtype: np.dtype, way: Way, micro_batches: int = 1, overlapped: bool = False,
+                  keep_logits: bool = False) -> CpuSegments:
     """The segments of this rank around the weights that it holds, with one placement for all layers.
 
-    `mode` is that of the exchange. Collective over `comm`.
+    Collective over `comm`.
     """
     cache = KvCache(model, sizes.sequences, sizes.length, dtype)
-    lanes = [open_lane(comm, watch.idle, mode) for _ in range(micro_batches)]
+    lanes = [open_lane(comm, watch.idle, way) for _ in range(micro_batches)]
     stream: Stream = Worker() if overlapped else AtOnce()
-    return CpuSegments(model, held, cache, placement, lanes, stream, watch, choose, dtype, keep_logits)
+    return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, choose, dtype, keep_logits)

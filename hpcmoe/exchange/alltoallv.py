@@ -3,41 +3,43 @@
 import numpy as np
 from mpi4py import MPI
 
-from hpcmoe.exchange.buffer import Buffer, copy_own
+from hpcmoe.exchange.buffer import Buffer, RowTypes, copy_own
 from hpcmoe.exchange.interface import until
 from hpcmoe.launch import Idle
-
-LARGEST = 2**31 - 1
-"""MPI counts and displacements are 32-bit integers."""
+from hpcmoe.types import Extent, Layout, dense
 
 
 class Alltoallv:
     """An `interface.Rows`. Collective over `comm`, which is duplicated."""
 
     stage = "exchange"
+    mode = "alltoallv"
 
     def __init__(self, comm, idle: Idle) -> None:
         self._comm = comm.Dup()
         self._idle = idle
-        self._out, self._in = Buffer(), Buffer()
+        self._out, self._in, self._type = Buffer(), Buffer(), RowTypes()
         self._request = MPI.REQUEST_NULL
-        self.arrived = self._in.take(0, 1)
 
-    def buffer(self, rows: int, units: int) -> np.ndarray:
+    def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:
         """See `interface.Rows`."""
-        return self._out.take(rows, units)
+        layout = dense(counts, self._comm.rank)
+        return self.take(self._out.take(layout.rows, units), layout)
 
-    def start(self, rows: np.ndarray, counts: np.ndarray, incoming: np.ndarray, largest: int) -> None:
+    def take(self, rows: np.ndarray, layout: Layout) -> tuple[np.ndarray, Layout]:
+        """The next start sends these rows, from where they are."""
+        self._rows, self._layout = rows, layout
+        self._type(rows.shape[1])
+        return rows, layout
+
+    def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`."""
+        rows, out = self._rows, self._layout
         units = rows.shape[1]
-        self.arrived = self._in.take(int(incoming.sum()), units)
-        assert max(rows.size, self.arrived.size) <= LARGEST, "more than 2**31 - 1 values in one exchange"
-        copy_own(self._comm.rank, rows, counts, self.arrived, incoming)
-        out, out_at = _spec(counts, units)
-        into, into_at = _spec(incoming, units)
-        out[self._comm.rank] = into[self._comm.rank] = 0
-        self._request = self._comm.Ialltoallv([rows, (out, out_at), MPI.UINT16_T],
-                                              [self.arrived, (into, into_at), MPI.UINT16_T])
+        self.arrived, self.landing = self._in.take(incoming.rows, units), incoming
+        kind = self._type(units)
+        copy_own(rows, out, self.arrived, incoming)
+        self._request = self._comm.Ialltoallv([rows, out.travels, kind], [self.arrived, incoming.travels, kind])
 
     def test(self) -> bool:
         """See `interface.Flight`."""
@@ -45,13 +47,9 @@ class Alltoallv:
 
     def wait(self) -> None:
         """See `interface.Flight`."""
-        until(self.test, self._idle)
+        until(self._request.Test, self._idle)
 
     def free(self) -> None:
         """See `interface.Rows`."""
+        self._type.free()
         self._comm.Free()
-
-
-def _spec(counts: np.ndarray, units: int) -> tuple[np.ndarray, np.ndarray]:
-    values = counts * units
-    return values, np.cumsum(values) - values

@@ -4,13 +4,14 @@ import numpy as np
 
 from hpcmoe.exchange.interface import until
 from hpcmoe.launch import Idle
+from hpcmoe.types import Extent, Layout, dense
 
 
 class Headers:
-    """Tells each peer how many rows it is about to get, and all how many any pair has: a persistent all-to-all.
+    """Tells each peer how many rows it is about to get, and all how much travels: a persistent all-to-all.
 
-    Three int64 a peer: rows for it; the most rows that this rank sends to any other; and the most answers that it
-    awaits from any other. Collective over `comm`, which is duplicated: two exchanges in flight on one
+    Five int64 a peer: rows for it; then for the rows that leave and for the answers that come home, the most for one
+    rank and the sum for all others. Collective over `comm`, which is duplicated: two exchanges in flight on one
     communicator must start in the same order everywhere.
     """
 
@@ -19,20 +20,16 @@ class Headers:
     def __init__(self, comm, idle: Idle) -> None:
         self._comm = comm.Dup()
         self._idle = idle
-        self._mine, self._theirs = np.zeros((2, comm.size, 3), np.int64)
+        self._mine, self._theirs = np.zeros((2, comm.size, 5), np.int64)
         self._request = self._comm.Alltoall_init(self._mine, self._theirs)
 
     def start(self, counts: np.ndarray, home_counts: np.ndarray) -> None:
         """`counts` `[R]`: rows for each peer; `home_counts` `[R]`: answers that will come from each."""
-        self._mine[:, 0] = counts
-        self._mine[:, 1] = self._largest(counts)
-        self._mine[:, 2] = self._largest(home_counts)
-        self._request.Start()
-
-    def _largest(self, counts: np.ndarray) -> int:
-        """Of those of other ranks: own rows do not travel."""
         me = self._comm.rank
-        return int(max(counts[:me].max(initial=0), counts[me + 1:].max(initial=0)))
+        self._mine[:, 0] = counts
+        self._mine[:, 1:] = (counts.max(), counts.sum() - counts[me],
+                             home_counts.max(), home_counts.sum() - home_counts[me])
+        self._request.Start()
 
     def test(self) -> bool:
         """See `interface.Flight`."""
@@ -40,22 +37,14 @@ class Headers:
 
     def wait(self) -> None:
         """See `interface.Flight`."""
-        until(self.test, self._idle)
-
-    @property
-    def counts(self) -> np.ndarray:
-        """`[R]` int64: rows from each peer, behind `wait`."""
-        return self._theirs[:, 0].copy()
-
-    @property
-    def largest(self) -> int:
-        """The most rows that any rank sends to any other; the same on all ranks."""
-        return int(self._theirs[:, 1].max())
-
-    @property
-    def largest_home(self) -> int:
-        """The most answers that any rank sends to any other; the same on all ranks."""
-        return int(self._theirs[:, 2].max())
+        until(self._request.Test, self._idle)
+        self.incoming: Layout = dense(self._theirs[:, 0].copy(), self._comm.rank)
+        """of the rows that the peers are about to send"""
+        largest, total, largest_home, total_home = self._theirs[:, 1:].max(axis=0).tolist()
+        self.extent = Extent(largest, total)
+        """of the rows that leave; the same on all ranks"""
+        self.extent_home = Extent(largest_home, total_home)
+        """of the answers; the same on all ranks"""
 
     def free(self) -> None:
         """Collective."""

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from hpcmoe.launch import Idle, rest
+from hpcmoe.types import Extent, Layout
 
 PATIENCE = 5000
 """Looks at a request, some milliseconds of them, after which every rank rests between two."""
@@ -27,26 +28,36 @@ class Flight(Protocol):
 
 
 class Rows(Flight, Protocol):
-    """One direction of one micro-batch, used for one layer after another. Rows are uint16 `[N, units]`."""
+    """One direction of one micro-batch, used for one layer after another. Rows are uint16 `[N, units]`.
 
-    def buffer(self, rows: int, units: int) -> np.ndarray:
-        """`[rows, units]` uint16 to put the rows of the next `start` in."""
+    First `room` for the rows that leave, which its user fills; then `start`; behind `wait` those that came are in
+    `arrived`, where `landing` says. One is in flight at a time.
+    """
+
+    @property
+    def mode(self) -> str:
+        """How the rows of the last start travel, for people."""
         ...
 
-    def start(self, rows: np.ndarray, counts: np.ndarray, incoming: np.ndarray, largest: int) -> None:
-        """Sends `counts` `[R]` of `rows`, ordered by rank, and expects `incoming` `[R]` from the peers. Collective.
+    def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:
+        """Where to put `counts` `[R]` rows of the next start: a buffer `[extent, units]` uint16 and their places."""
+        ...
 
-        `largest` is the largest count between two ranks, the same everywhere. `rows` must stay as they are until
-        `wait` returns.
+    def start(self, incoming: Layout, extent: Extent) -> None:
+        """Sends what is in the room, and expects `incoming` (a dense layout) from the peers. Collective.
+
+        The room must stay as it is until `wait` returns.
         """
         ...
 
     @property
     def arrived(self) -> np.ndarray:
-        """`[M, units]` uint16: the rows that arrived, by source rank, each in the order of its sender.
+        """`[landing.extent, units]` uint16: the rows that arrived. Valid behind `wait`, until the next `start`."""
+        ...
 
-        Valid behind `wait`, until the next `start`.
-        """
+    @property
+    def landing(self) -> Layout:
+        """Where they lie: by source rank, each block in the order of its sender."""
         ...
 
     def free(self) -> None:

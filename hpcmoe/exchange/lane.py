@@ -1,15 +1,17 @@
 """The three exchanges that one micro-batch uses, layer after layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpcmoe.exchange.alltoallv import Alltoallv
 from hpcmoe.exchange.headers import Headers
 from hpcmoe.exchange.interface import Rows
-from hpcmoe.exchange.persistent import Persistent
+from hpcmoe.exchange.persistent import Persistent, always
+from hpcmoe.exchange.staged import Staged
 from hpcmoe.launch import Idle
+from hpcmoe.types import Speeds
 
-MODES: dict[str, type[Alltoallv] | type[Persistent]] = {
-    "auto": Alltoallv, "alltoallv": Alltoallv, "persistent": Persistent}
+MODES = ("alltoallv", "persistent", "auto")
+TRANSPORTS = ("device", "staged")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,27 @@ class Lane:
             exchange.free()
 
 
-def open_lane(comm, idle: Idle, mode: str = "auto") -> Lane:
-    """Exchanges of `mode` ("auto", "alltoallv", "persistent"). Collective over `comm`."""
-    return Lane(Headers(comm, idle), MODES[mode](comm, idle), MODES[mode](comm, idle))
+@dataclass(frozen=True)
+class Way:
+    """How rows travel."""
+
+    mode: str = "alltoallv"
+    """one of `MODES`; "auto" does as `speeds` says, and takes exact counts without them"""
+    transport: str = "device"
+    """one of `TRANSPORTS`"""
+    speeds: Speeds | None = None
+    """the same on all ranks"""
+
+
+def open_lane(comm, idle: Idle, way: Way) -> Lane:
+    """Exchanges as `way` says. Collective over `comm`."""
+    return Lane(Headers(comm, idle), open_rows(comm, idle, way), open_rows(comm, idle, way))
+
+
+def open_rows(comm, idle: Idle, way: Way) -> Rows:
+    """One of the two directions. Collective over `comm`."""
+    if way.transport == "staged":
+        return Staged(comm, idle, lambda: open_rows(comm, idle, replace(way, transport="device")))
+    if way.mode == "alltoallv" or (way.mode == "auto" and way.speeds is None):
+        return Alltoallv(comm, idle)
+    return Persistent(comm, idle, way.speeds.persistent_pays if way.mode == "auto" and way.speeds else always)

@@ -2,21 +2,37 @@
 
 The counts of a persistent request are frozen when it is made, so there is a ladder of them, for 1, 2, 4, … rows a
 peer. The rung is picked by the largest count of all ranks, so nothing is ever dropped; what a peer does not fill
-travels as padding. Above a limit of memory, exact counts take over.
+travels as padding. Rows are packed into the rung that the last exchange had, before the headers tell which it must be:
+where they outgrew it, or where padding does not pay, exact counts take them as they lie.
 """
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from mpi4py import MPI
 
 from hpcmoe.exchange.alltoallv import Alltoallv
-from hpcmoe.exchange.buffer import Buffer, copy_own
+from hpcmoe.exchange.buffer import Buffer, RowTypes
 from hpcmoe.exchange.interface import until
+from hpcmoe.exchange.requests import Request, make_request
 from hpcmoe.launch import Idle
+from hpcmoe.types import Extent, Layout, blocks, dense
 
 MOST = 1 << 25
-"""Bytes of one rung's rows to all peers, above which `Alltoallv` takes over."""
+"""Bytes of one rung's rows to all peers, above which exact counts take over."""
+
+Pays = Callable[[int, float], bool]
+"""Whether a rung pays: (bytes to each peer with padding, without) -> bool. The same answer on all ranks."""
+
+
+def always(padded: int, exact: float) -> bool:
+    """The `Pays` of `exchange.mode = "persistent"`: as far as the memory for rungs goes."""
+    return True
+
+
+MEMORY = 16
+"""Exchanges whose largest rung the next one is packed for: a rung that is a little too large costs less than none."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +40,10 @@ class Rung:
     """A persistent request with its buffers."""
 
     out: np.ndarray
-    """`[R, capacity, units]` uint16"""
+    """`[R * capacity, units]` uint16"""
     into: np.ndarray
-    """`[R, capacity, units]` uint16"""
-    request: MPI.Prequest
+    """`[R * capacity, units]` uint16"""
+    request: Request
 
 
 class Persistent:
@@ -35,50 +51,68 @@ class Persistent:
 
     stage = "exchange"
 
-    def __init__(self, comm, idle: Idle) -> None:
+    def __init__(self, comm, idle: Idle, pays: Pays = always) -> None:
         self._comm = comm.Dup()
-        self._idle = idle
+        self._size, self._me, self._idle, self._pays = comm.size, comm.rank, idle, pays
         self._exact = Alltoallv(comm, idle)
-        self._out, self._in = Buffer(), Buffer()
+        self._dense, self._type = Buffer(), RowTypes()
         self._rungs: dict[tuple[int, int], Rung] = {}
         self._rung: Rung | None = None
-        self._incoming = np.zeros(comm.size, np.int64)
-        self._arrived = self._in.take(0, 1)
+        self._recent: deque[int] = deque([0], MEMORY)
+        """capacities that the last exchanges asked for, 0 where none pays; the same on all ranks"""
 
-    def buffer(self, rows: int, units: int) -> np.ndarray:
+    @property
+    def mode(self) -> str:
         """See `interface.Rows`."""
-        return self._out.take(rows, units)
+        return "persistent" if self._rung else self._exact.mode
 
-    def start(self, rows: np.ndarray, counts: np.ndarray, incoming: np.ndarray, largest: int) -> None:
+    def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:
         """See `interface.Rows`."""
-        units = rows.shape[1]
-        capacity = 1 << max(largest - 1, 0).bit_length()
-        if 2 * self._comm.size * capacity * units > MOST:
-            self._rung = None
-            self._exact.start(rows, counts, incoming, largest)
-            return
-        self._rung = rung = self._climb(capacity, units)
-        first = 0
-        for peer, count in enumerate(counts.tolist()):
-            if peer != self._comm.rank:
-                rung.out[peer, :count] = rows[first:first + count]
-            first += count
-        self._incoming = incoming
-        self._arrived = self._in.take(int(incoming.sum()), units)
-        copy_own(self._comm.rank, rows, counts, self._arrived, incoming)
-        rung.request.Start()
+        self._capacity, me = max(self._recent), self._me
+        self._packed = self._rungs.get((self._capacity, units))
+        if self._packed and counts.max() <= self._capacity:
+            self._rows, self._out = self._packed.out, blocks(counts, me, self._capacity)
+        else:
+            self._out = dense(counts, me)
+            self._rows = self._dense.take(self._out.rows, units)
+        return self._rows, self._out
 
-    def _climb(self, capacity: int, units: int) -> Rung:
-        """The rung of `capacity` rows a peer; all ranks come to a new one at the same start."""
-        if (capacity, units) not in self._rungs:
-            R = self._comm.size
-            out, into = np.zeros((2, R, capacity, units), np.uint16)
-            values = np.full(R, capacity * units)
-            values[self._comm.rank] = 0
-            at = np.arange(R) * capacity * units
-            request = self._comm.Alltoallv_init([out, (values, at), MPI.UINT16_T], [into, (values, at), MPI.UINT16_T])
-            self._rungs[capacity, units] = Rung(out, into, request)
-        return self._rungs[capacity, units]
+    def start(self, incoming: Layout, extent: Extent) -> None:
+        """See `interface.Rows`."""
+        capacity, units = self._capacity, self._rows.shape[1]
+        rung = self._packed if extent.largest <= capacity and self._affordable(capacity, units, extent) else None
+        self._rung, self._incoming = rung, incoming
+        if rung:
+            rung.request.Start()
+            own = self._out.own
+            if own.stop > own.start:
+                rung.into[own] = rung.out[own]
+        else:
+            self._exact.take(self._rows, self._out)
+            self._exact.start(incoming, extent)
+        wanted = 1 << max(extent.largest - 1, 0).bit_length()
+        self._recent.append(wanted if wanted == capacity or self._affordable(wanted, units, extent) else 0)
+        if wanted != capacity:
+            self._climb(units)
+
+    def _affordable(self, capacity: int, units: int, extent: Extent) -> bool:
+        """The same on all ranks."""
+        size = 2 * units
+        return (self._size * capacity * size <= MOST
+                and self._pays(capacity * size, extent.total * size / max(1, self._size - 1)))
+
+    def _climb(self, units: int) -> None:
+        """Makes the rung that the next exchange will be packed for, if it is new. All ranks come here at once."""
+        largest = max(self._recent)
+        if largest and (largest, units) not in self._rungs:
+            self._rungs[largest, units] = self._make(largest, units)
+
+    def _make(self, capacity: int, units: int) -> Rung:
+        """Collective."""
+        R = self._size
+        out, into = np.zeros((2, R * capacity, units), np.uint16)
+        full = blocks(np.full(R, capacity), self._me, capacity)
+        return Rung(out, into, make_request(self._comm, out, into, full, self._type(units)))
 
     def test(self) -> bool:
         """See `interface.Flight`."""
@@ -86,22 +120,22 @@ class Persistent:
 
     def wait(self) -> None:
         """See `interface.Flight`."""
-        until(self.test, self._idle)
-        if self._rung:
-            first = 0
-            for peer, count in enumerate(self._incoming.tolist()):
-                if peer != self._comm.rank:
-                    self._arrived[first:first + count] = self._rung.into[peer, :count]
-                first += count
+        until(self._rung.request.Test if self._rung else self._exact.test, self._idle)
 
     @property
     def arrived(self) -> np.ndarray:
         """See `interface.Rows`."""
-        return self._arrived if self._rung else self._exact.arrived
+        return self._rung.into if self._rung else self._exact.arrived
+
+    @property
+    def landing(self) -> Layout:
+        """See `interface.Rows`."""
+        return blocks(self._incoming.counts, self._me, self._capacity) if self._rung else self._exact.landing
 
     def free(self) -> None:
         """See `interface.Rows`."""
         for rung in self._rungs.values():
             rung.request.Free()
         self._exact.free()
+        self._type.free()
         self._comm.Free()

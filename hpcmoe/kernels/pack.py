@@ -3,15 +3,21 @@
 import numpy as np
 
 
-def pack(x: np.ndarray, token: np.ndarray, trailer: np.ndarray, out: np.ndarray) -> None:
-    """Row i of `out` becomes the row `token[i]` of x `[T, H]`, then `trailer[i]`.
+def pack(x: np.ndarray, token: np.ndarray, trailer: np.ndarray, out: np.ndarray,
+         place: np.ndarray | None = None) -> None:
+    """Row `place[i]` of `out`, or row i, becomes the row `token[i]` of x `[T, H]`, then `trailer[i]`.
 
-    `out` is `[N, units]` uint16, as wide as a row and its trailer (`[N, W]` int16) or wider.
+    `out` is `[extent, units]` uint16, as wide as a row and its trailer (`[N, W]` int16) or wider; place `[N]`.
     """
-    rows = x.view(np.uint16)
+    rows, at = x.view(np.uint16), slice(None) if place is None else place
     width = rows.shape[1]
-    out[:, :width] = rows[token]
-    out[:, width:width + trailer.shape[1]] = trailer.view(np.uint16)
+    out[at, :width] = rows[token]
+    out[at, width:width + trailer.shape[1]] = trailer.view(np.uint16)
+
+
+def gather(message: np.ndarray, place: np.ndarray | None) -> np.ndarray:
+    """The rows `place` `[N]` of a message `[extent, units]`, one after another; all as they lie where it is None."""
+    return message if place is None else message[place]
 
 
 def unpack(message: np.ndarray, hidden: int, dtype: np.dtype) -> np.ndarray:

@@ -25,14 +25,17 @@ def shared(weights: Shared, x: np.ndarray) -> np.ndarray:
         return (1 / (1 + np.exp(-logit))).astype(x.dtype, copy=False) * y
 
 
-def experts(slots: Sequence[Swiglu], rows: np.ndarray, plan: ReceivePlan, out: np.ndarray) -> None:
+def experts(slots: Sequence[Swiglu], rows: np.ndarray, plan: ReceivePlan, out: np.ndarray,
+            place: np.ndarray | None = None) -> None:
     """Each slot computes its rows, one slot after another; answers go to `out` in the order of return.
 
-    rows `[M, H]` as received, out `[M', H]` of the same dtype, M' the sum of plan.slot_counts.
+    rows `[M, H]` as received, out `[extent, H]` of the same dtype; place `[M']` says where in it each answer of that
+    order lies, M' the sum of plan.slot_counts; where it is None they lie one after another.
     """
+    to = plan.place if place is None else place[plan.place]
     first = 0
     for weights, count in zip(slots, plan.slot_counts):
         part = slice(first, first + int(count))
         first = part.stop
         if count:
-            out[plan.place[part]] = feed_forward(weights, rows[plan.row[part]])
+            out[to[part]] = feed_forward(weights, rows[plan.row[part]])

@@ -18,6 +18,7 @@ from hpcmoe.config import Generate
 from hpcmoe.engine import layer, schedule
 from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.engine.segments import CpuSegments, chooser, open_segments
+from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.model import weights
@@ -79,7 +80,7 @@ def open_both(world: launch.World, shape: Shape) -> dict[str, CpuSegments]:
     placement = place(spec, world.size)
     held = weights.load(Drawn(spec, 0), lambda n: placement.held_by(world.rank), array.FLOAT32)
     return {mode: open_segments(world.comm, Unwatched(world.idle), spec, held, placement,
-                                Sizes(MICRO_BATCHES, 0, shape.tokens), chooser(Generate()), array.FLOAT32, "alltoallv",
+                                Sizes(MICRO_BATCHES, 0, shape.tokens), chooser(Generate()), array.FLOAT32, Way(),
                                 MICRO_BATCHES, overlapped=mode == "overlapped")
             for mode in ("serial", "overlapped")}
 

@@ -40,10 +40,10 @@ def test_every_pattern_size_and_mode_is_timed(world, everywhere, dtype):
 
 def test_rows_that_arrive_wrong_are_noticed(world, everywhere, monkeypatch):
     """One value of the last rank's rows changes on the way."""
-    def wrong(self, rows, *counts):
-        if self._comm.rank == self._comm.size - 1 and rows.size:
-            rows.flat[-1] ^= 1
-        start(self, rows, *counts)
+    def wrong(self, incoming, extent):
+        if self._comm.rank == self._comm.size - 1 and self._rows.size:
+            self._rows.flat[-1] ^= 1
+        start(self, incoming, extent)
     start = Alltoallv.start
     monkeypatch.setattr(Alltoallv, "start", wrong)
     said = ""
@@ -60,7 +60,7 @@ def test_patterns_leave_own_rows_out(world, everywhere):
     everywhere([] if not any(np.diag(table).any() for table in tables) else ["own rows"])
 
 
-@pytest.mark.parametrize("ranks, rows, words", [(1, [1], "two ranks or more"), (5, [1 << 20], "2\\*\\*31 - 1 values")])
+@pytest.mark.parametrize("ranks, rows, words", [(1, [1], "two ranks or more"), (5, [1 << 20], "2\\*\\*31 - 1 bytes")])
 def test_what_cannot_be_measured_is_refused(ranks, rows, words):
     with pytest.raises(JobError, match=words):
         bench.check(ranks, rows, 512)

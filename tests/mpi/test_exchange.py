@@ -1,15 +1,23 @@
 """Headers and rows between real ranks: what arrives is what was sent, at every skew."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from hpcmoe import launch
-from hpcmoe.exchange import persistent
-from hpcmoe.exchange.alltoallv import Alltoallv
+from hpcmoe.exchange import persistent, staged
+from hpcmoe.exchange.buffer import RowTypes
 from hpcmoe.exchange.headers import Headers
-from hpcmoe.exchange.persistent import Persistent
+from hpcmoe.exchange.interface import until
+from hpcmoe.exchange.lane import TRANSPORTS, Way, open_rows
+from hpcmoe.exchange.requests import make_pairs
+from hpcmoe.kernels import pack
+from hpcmoe.types import Extent, Speeds, blocks
 
 pytestmark = pytest.mark.mpi
+SPEEDS = Speeds(np.array([1.0, 64.0, 1e4]), np.array([10.0, 10.0, 20.0]), np.array([1.0, 9.0, 90.0]))
+"""As if persistent requests paid for small messages only."""
 
 
 def message(source: int, target: int, rows: int, units: int) -> np.ndarray:
@@ -28,31 +36,60 @@ def tables(R: int) -> list[np.ndarray]:
             rng.integers(0, 9, (R, R)), rng.integers(0, 2, (R, R)) * 100, rng.integers(0, 3, (R, R))]
 
 
-@pytest.mark.parametrize("kind", [Alltoallv, Persistent])
-def test_rows_arrive_whole_and_in_order(comm, everywhere, monkeypatch, kind):
-    """Above 64 kB a rung, persistent requests give way to exact counts."""
+WAYS = [Way(mode, transport, speeds) for mode, transport, speeds in itertools.product(
+    ["alltoallv", "persistent", "auto"], TRANSPORTS, [SPEEDS])]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")
+def test_rows_arrive_whole_and_in_order(comm, everywhere, monkeypatch, way):
+    """Above 64 kB a rung, persistent requests give way to exact counts; pieces are of a few rows."""
     monkeypatch.setattr(persistent, "MOST", 1 << 16)
-    R, me, problems = comm.size, comm.rank, []
-    headers, rows = Headers(comm, launch.rest), kind(comm, launch.rest)
-    for number, counts in enumerate(tables(R)):
-        for units in (1, 8, 37):
-            headers.start(counts[me], counts[:, me])
-            headers.wait()
-            incoming = headers.counts
-            buffer = rows.buffer(int(counts[me].sum()), units)
-            buffer[:] = np.concatenate([message(me, to, counts[me, to], units) for to in range(R)])
-            rows.start(buffer, counts[me], incoming, headers.largest)
-            rows.wait()
-            want = np.concatenate([message(source, me, counts[source, me], units) for source in range(R)])
-            others = counts - np.diag(np.diag(counts))
-            if headers.largest != others.max() or headers.largest_home != others.max():
-                problems.append(f"table {number}: {headers.largest}, {headers.largest_home} are not {others.max()}")
-            if not np.array_equal(incoming, counts[:, me]):
-                problems.append(f"table {number}: counts {incoming} for {counts[:, me]}")
-            if not np.array_equal(rows.arrived, want):
-                problems.append(f"table {number}, {units} units: rows differ")
+    monkeypatch.setattr(staged, "PIECE", 1 << 9)
+    R, me, problems, modes = comm.size, comm.rank, [], set()
+    headers, rows = Headers(comm, launch.rest), open_rows(comm, launch.rest, way)
+    for units, (number, counts) in itertools.product((1, 8, 37), enumerate(tables(R) * 2)):
+        buffer, layout = rows.room(counts[me], units)
+        pack.pack(np.concatenate([message(me, to, counts[me, to], units) for to in range(R)]),
+                  np.arange(layout.rows), np.empty((layout.rows, 0), np.int16), buffer, layout.place)
+        headers.start(counts[me], counts[:, me])
+        headers.wait()
+        rows.start(headers.incoming, headers.extent)
+        modes.add(rows.mode)
+        rows.wait()
+        want = np.concatenate([message(source, me, counts[source, me], units) for source in range(R)])
+        largest, most = counts.max(), (counts.sum(axis=1) - counts.diagonal()).max()
+        if headers.extent != Extent(largest, most):
+            problems.append(f"table {number}: {headers.extent} is not {largest}, {most}")
+        if not np.array_equal(headers.incoming.counts, counts[:, me]):
+            problems.append(f"table {number}: counts {headers.incoming.counts} for {counts[:, me]}")
+        if not np.array_equal(pack.gather(rows.arrived, rows.landing.place), want):
+            problems.append(f"table {number}, {units} units: rows differ")
+    if (way.mode == "alltoallv") == any("persistent" in mode for mode in modes):
+        problems.append(f"rows travelled by {modes}")
     headers.free()
     rows.free()
+    everywhere(problems)
+
+
+def test_sends_and_receives_stand_in_for_a_persistent_all_to_all(comm, everywhere):
+    """For MPI before 4.0."""
+    R, me = comm.size, comm.rank
+    out, into = np.zeros((2, R * 3, 5), np.uint16)
+    whole = blocks(np.full(R, 3), me, 3)
+    kind = RowTypes()
+    request = make_pairs(comm, out, into, whole, kind(5))
+    problems = []
+    for round in range(3):
+        out[:] = np.concatenate([message(me + round, to, 3, 5) for to in range(R)])
+        into[:] = 0
+        request.Start()
+        until(request.Test, launch.rest)
+        want = np.concatenate([message(source + round, me, 3, 5) if source != me else np.zeros((3, 5))
+                               for source in range(R)])
+        if not np.array_equal(into, want):
+            problems.append(f"round {round}")
+    request.Free()
+    kind.free()
     everywhere(problems)
 
 
@@ -60,8 +97,8 @@ def test_a_request_that_is_complete_can_be_asked_again(comm, everywhere):
     headers = Headers(comm, launch.rest)
     headers.start(np.arange(comm.size), np.arange(comm.size))
     headers.wait()
-    first = headers.counts
+    first = headers.incoming.counts
     headers.wait()
-    second = headers.counts
+    second = headers.incoming.counts
     headers.free()
     everywhere([] if (first == comm.rank).all() and (second == first).all() else [f"{first} then {second}"])
