@@ -32,16 +32,19 @@ class Compute:
 
 @dataclass(frozen=True)
 class Exchange:
-    mode: str = key("auto", help="how rows travel: exact counts, or requests of fixed capacities; auto takes alltoallv",
-                    choices=("auto", "alltoallv", "persistent"))
+    mode: str = key("auto", help="how rows travel: by exact counts, or by requests of fixed capacities; auto measures "
+                                 "both at the start, or goes by the probe", choices=("auto", "alltoallv", "persistent"))
+    transport: str = key("auto", help="whether MPI takes rows from where they are computed, or by way of the host's "
+                                      "memory; auto goes by the probe, and takes device without one",
+                         choices=("auto", "device", "staged"))
     timeout: float = key(300.0, help="seconds that one exchange may take before the job says who is missing, and ends",
                          least=1)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    mode: str = key("auto", help="how micro-batches take turns; auto takes one micro-batch, and no turns",
-                    choices=("auto", "serial", "overlapped"))
+    mode: str = key("auto", help="how micro-batches take turns; auto cuts a step in two where the probe found that it "
+                                 "pays, and never without one", choices=("auto", "serial", "overlapped"))
     micro_batches: int = key(2, help="parts of a step that take turns, where mode is serial or overlapped", least=1)
     max_sequences: int = key(0, help="sequences that a rank works on at once; 0 = planned", least=0)
     max_tokens: int = key(0, help="tokens that a rank computes in one step at most; 0 = planned", least=0)
@@ -66,6 +69,7 @@ class Job:
     exchange: Exchange = key(Exchange(), help="communication")
     schedule: Schedule = key(Schedule(), help="micro-batches")
     checkpoint: Checkpoint = key(Checkpoint(), help="commits")
+    probe: str = key("", help="what hpcmoe probe wrote on these ranks, for whatever is auto")
 
     def toml(self) -> str:
         """The resolved job as TOML text."""
@@ -73,12 +77,12 @@ class Job:
 
     def identity(self) -> str:
         """What a result depends on beside the model and the prompts themselves, as TOML text."""
-        same = replace(self, model="", prompts="", output="", exchange=Exchange(), schedule=Schedule(),
+        same = replace(self, model="", prompts="", output="", probe="", exchange=Exchange(), schedule=Schedule(),
                        checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
         return same.toml()
 
 
-PATHS = ("model", "prompts", "output")
+PATHS = ("model", "prompts", "output", "probe")
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Job:
@@ -99,7 +103,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
 
 def _absolute(table: dict, folder: Path) -> None:
     for name in PATHS:
-        if isinstance(table.get(name), str):
+        if isinstance(table.get(name), str) and table[name]:
             table[name] = str((folder / os.path.expanduser(table[name])).absolute())
 
 

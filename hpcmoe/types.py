@@ -155,6 +155,26 @@ class Speeds:
                     and padded <= self.size[-1])
 
 
+GAIN = 0.97
+"""A step is cut where that was measured to take less than this part of its time: smaller gains are noise."""
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How long a step takes as one micro-batch, and as two that take turns, as measured; the same on all ranks."""
+
+    rows: np.ndarray
+    """`[n]` int64 ascending: tokens of the step on each rank"""
+    whole: np.ndarray
+    """`[n]` float64 seconds"""
+    halves: np.ndarray
+    """`[n]` float64 seconds"""
+
+    def pays(self, rows: int) -> bool:
+        """Whether to cut a step of `rows` tokens on the fullest rank; between two measurements, by both."""
+        return bool(np.interp(np.log(max(rows, 1)), np.log(self.rows), self.halves / self.whole) < GAIN)
+
+
 @dataclass(frozen=True)
 class SendPlan:
     """How the rows of a micro-batch leave, and where their answers come home.

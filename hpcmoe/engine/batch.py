@@ -51,6 +51,11 @@ class Sequences:
         """Slots with one."""
         return len(self._slots) - self.free
 
+    @property
+    def ahead(self) -> int:
+        """Tokens that the model has not seen yet, of all sequences."""
+        return sum(s.ahead for s in self._slots if s)
+
     def admit(self, prompt: int, tokens: np.ndarray) -> None:
         """Puts a prompt, `[n]` int32, into a free slot."""
         first = [float("nan")] if self._scoring else []

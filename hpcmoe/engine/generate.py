@@ -9,8 +9,8 @@ from hpcmoe.engine import layer
 from hpcmoe.engine.batch import Sequences, deal, split
 from hpcmoe.engine.progress import Progress
 from hpcmoe.engine.record import Record
-from hpcmoe.engine.schedule import Schedule
 from hpcmoe.engine.segments import CpuSegments
+from hpcmoe.engine.ways import Turns
 from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.files.prompts import Prompts
@@ -22,12 +22,12 @@ class Vote:
 
     def __init__(self, comm, watch: Watch | Unwatched) -> None:
         self._comm, self._watch = comm.Dup(), watch
-        self._all = np.zeros((comm.size, 4), np.int64)
+        self._all = np.zeros((comm.size, 5), np.int64)
 
-    def __call__(self, free: int, active: int, finished: int, tokens: int) -> np.ndarray:
-        """`[R, 4]` int64: each rank's free and taken slots, and its answers and new tokens so far."""
+    def __call__(self, free: int, active: int, ahead: int, finished: int, tokens: int) -> np.ndarray:
+        """`[R, 5]` int64: each rank's free and taken slots, tokens ahead, and answers and new tokens so far."""
         self._watch.mark("vote")
-        request = self._comm.Iallgather(np.array([free, active, finished, tokens], np.int64), self._all)
+        request = self._comm.Iallgather(np.array([free, active, ahead, finished, tokens], np.int64), self._all)
         until(request.Test, self._watch.idle)
         return self._all
 
@@ -37,8 +37,8 @@ class Vote:
 
 
 def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequences: Sequences,
-             segments: CpuSegments, take_turns: Schedule, parts: int, record: Record, progress: Progress) -> None:
-    """Answers the prompts in `pool` (rows of `prompts`), the same on all ranks, in steps of `parts` micro-batches.
+             segments: CpuSegments, turns: Turns, record: Record, progress: Progress) -> None:
+    """Answers the prompts in `pool` (rows of `prompts`), the same on all ranks, in steps that are cut as `turns` says.
 
     Collective. A rank without sequences takes part in every step: its experts serve the others.
     """
@@ -47,17 +47,19 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
     while True:
         begin = time.perf_counter()
         with clock.stage("exchange"):
-            state = vote(sequences.free, sequences.active, finished, tokens)
-        progress.update(int(state[:, 2].sum()), int(state[:, 3].sum()))
+            state = vote(sequences.free, sequences.active, sequences.ahead, finished, tokens)
+        progress.update(int(state[:, 3].sum()), int(state[:, 4].sum()))
         ranks = deal(state[:, 0], len(pool))
         if not ranks and not state[:, 1].any():
             return
+        ahead = state[:, 2].copy()
         for prompt, taker in zip(pool, ranks):
+            ahead[taker] += prompts.lengths[prompt]
             if taker == rank:
                 sequences.admit(prompt, prompts[prompt])
         pool = pool[len(ranks):]
-        batches = split(sequences.batch(), parts)
-        outcomes = take_turns([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock,
+        batches = split(sequences.batch(), turns.parts(min(int(ahead.max()), sequences.max_tokens)))
+        outcomes = turns.schedule([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock,
                               segments.watch.idle)
         answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]
         rows, chosen = sum(batch.rows for batch in batches), sum(len(outcome.token) for outcome in outcomes)

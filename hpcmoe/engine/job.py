@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcmoe import __version__, array
 from hpcmoe.config import Job
-from hpcmoe.engine import inputs, output, schedule
+from hpcmoe.engine import inputs, output
 from hpcmoe.engine.batch import Sequences
 from hpcmoe.engine.generate import Vote, generate
 from hpcmoe.engine.inputs import Inputs
@@ -20,11 +20,12 @@ from hpcmoe.engine.output import Left
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.segments import chooser, open_segments
+from hpcmoe.engine.ways import choose_turns, choose_way, read_probe
 from hpcmoe.errors import JobError
-from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Watch
 from hpcmoe.files import results
 from hpcmoe.files.parts import Provenance
+from hpcmoe.files.probe import Probe
 from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, together
@@ -38,6 +39,7 @@ class Plan:
 
     inputs: Inputs
     left: Left
+    probe: Probe | None
 
 
 def run(world: World, job: Job, overwrite: bool) -> bool:
@@ -45,7 +47,7 @@ def run(world: World, job: Job, overwrite: bool) -> bool:
 
     Raises `Agreed` with the failures of `config`, `inputs` and `files`.
     """
-    plan = on_root(world, lambda: _plan(job, overwrite))
+    plan = on_root(world, lambda: _plan(job, overwrite, world.size))
     if plan.left.finished:
         return False
     placement = place(plan.inputs.model.spec, world.size)
@@ -59,13 +61,13 @@ def run(world: World, job: Job, overwrite: bool) -> bool:
     return True
 
 
-def _plan(job: Job, overwrite: bool) -> Plan:
+def _plan(job: Job, overwrite: bool, ranks: int) -> Plan:
     found = inputs.read(job)
     if overwrite:
         output.clear(job)
     left = output.look(job, found.identity(job))
     output.tidy(job, left)
-    return Plan(found, left)
+    return Plan(found, left, read_probe(job, found.model.spec, ranks))
 
 
 def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, origin: Provenance) -> None:
@@ -73,30 +75,21 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     sizes = plan_sizes(model.spec, job, plan.inputs.prompts.lengths[pool], world.size)
     held = together(world, lambda: weights.load(model, lambda layer: placement.held_by(world.rank), dtype))
     compute_alone(job.compute.reproducible)
-    watch, parts = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts), micro_batches(job)
+    way, turns = choose_way(world, job, model.spec, plan.probe), choose_turns(job, plan.probe)
+    watch = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts)
     vote = Vote(world.comm, watch)
     segments = open_segments(world.comm, watch, model.spec, held, placement, sizes, chooser(job.generate), dtype,
-                             Way(job.exchange.mode), parts, overlapped=job.schedule.mode == "overlapped")
+                             way, turns.most, overlapped=turns.overlapped)
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))
     progress = open_progress(world.rank, len(pool))
-    generate(vote, world.rank, plan.inputs.prompts, pool, sequences, segments, take_turns(job), parts, record, progress)
+    generate(vote, world.rank, plan.inputs.prompts, pool, sequences, segments, turns, record, progress)
     progress.close()
     together(world, record.commit)
     vote.free()
     segments.free()
     watch.free()
-
-
-def micro_batches(job: Job) -> int:
-    """Into how many micro-batches each step is cut, the same on all ranks."""
-    return 1 if job.schedule.mode == "auto" else job.schedule.micro_batches
-
-
-def take_turns(job: Job) -> schedule.Schedule:
-    """The schedule that the job asks for."""
-    return schedule.overlapped if job.schedule.mode == "overlapped" else schedule.serial
 
 
 def _decoder(found: Inputs) -> Callable[[np.ndarray], str]:

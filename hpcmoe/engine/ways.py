@@ -1,0 +1,80 @@
+"""What `auto` comes to: how rows travel, and how steps are cut, from the job and its probe."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcmoe import array
+from hpcmoe.config import Job
+from hpcmoe.engine import schedule
+from hpcmoe.exchange import tune
+from hpcmoe.exchange.lane import Way
+from hpcmoe.files import probe
+from hpcmoe.files.probe import Probe
+from hpcmoe.launch import World
+from hpcmoe.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How the steps of a job are cut and take turns; the same on all ranks."""
+
+    schedule: schedule.Schedule
+    most: int
+    """micro-batches of a step at most"""
+    parts: Callable[[int], int]
+    """tokens of a step on the fullest rank -> its micro-batches"""
+
+    @property
+    def overlapped(self) -> bool:
+        """Whether arithmetic runs beside the exchange."""
+        return self.schedule is schedule.overlapped
+
+
+def units(model: ModelSpec, job: Job) -> int:
+    """uint16 values of a row on its way."""
+    return model.hidden * array.DTYPES[job.compute.dtype].itemsize // 2
+
+
+def read_probe(job: Job, model: ModelSpec, ranks: int) -> Probe | None:
+    """The job's probe; None where it has none, or one of other ranks or rows, of which a warning tells.
+
+    Raises `InputError`, `JobError`.
+    """
+    if not job.probe:
+        return None
+    found = probe.read(Path(job.probe))
+    if (len(found.host), found.units) == (ranks, units(model, job)):
+        return found
+    print(f"hpcmoe: warning: probe {job.probe} was made on {len(found.host)} ranks with rows of {2 * found.units} "
+          f"bytes, this job has {ranks} and {2 * units(model, job)}: it is left aside; run hpcmoe probe again",
+          file=sys.stderr, flush=True)
+    return None
+
+
+def choose_way(world: World, job: Job, model: ModelSpec, found: Probe | None) -> Way:
+    """How rows travel. Measures both modes where `auto` has no probe to go by. Collective."""
+    mode, transport = job.exchange.mode, job.exchange.transport
+    if transport == "auto":
+        transport = found.transport if found else "device"
+    if mode != "auto":
+        return Way(mode, transport)
+    if world.size == 1 or not model.moe:
+        return Way("alltoallv", transport)
+    if found and found.speeds and transport == found.transport:
+        return Way(mode, transport, found.speeds)
+    return Way(mode, transport, tune.measure(world.comm, world.idle, units(model, job), transport))
+
+
+def choose_turns(job: Job, found: Probe | None) -> Turns:
+    """How steps are cut. Never by times of the job's own, since other cuts may give other last bits."""
+    cut = job.schedule.micro_batches
+    if job.schedule.mode == "overlapped":
+        return Turns(schedule.overlapped, cut, lambda rows: cut)
+    if job.schedule.mode == "serial":
+        return Turns(schedule.serial, cut, lambda rows: cut)
+    cuts = found.cuts if found else None
+    if cuts and any(cuts.pays(rows) for rows in cuts.rows.tolist()):
+        return Turns(schedule.overlapped, 2, lambda rows: 2 if cuts.pays(rows) else 1)
+    return Turns(schedule.serial, 1, lambda rows: 1)
