@@ -91,6 +91,20 @@ def check(job: Path, overrides: tuple[str, ...], ranks: int, gpu_memory: str | N
     page.check(job, overrides, ranks, gpu_memory)
 
 
+@cli.command(short_help="Try what works on these ranks, and how fast.")
+@click.argument("job", type=FILE)
+@SET
+@click.option("-o", "--output", type=FILE, help="The file to write; without it the job's probe, or probe.h5 beside it.")
+def probe(job: Path, overrides: tuple[str, ...], output: Path | None) -> None:
+    """Try how JOB can run on these ranks, as a job step of its own: mpiexec -n 16 hpcmoe probe job.toml.
+
+    Looks at ranks, cores, MPI's threads and memory; tries every transport and mode of the exchange; times them, and
+    steps with and without overlap. A run of the job whose key probe names the file goes by it where it says auto.
+    """
+    from hpcmoe.report import probe as page
+    sys.exit(page.run(job, overrides, output))
+
+
 @cli.command(short_help="Run a job.")
 @click.argument("job", type=FILE)
 @SET

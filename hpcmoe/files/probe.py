@@ -40,7 +40,8 @@ class Probe:
         """What `exchange.transport = "auto"` takes: the first that works. Raises `InputError` where none does."""
         found = [name for name, right in self.works.items() if right]
         if not found:
-            raise InputError("the probe found no transport that works: try another MPI library")
+            raise InputError(f"the probe found no transport that works ({', '.join(self.works)} failed): run hpcmoe "
+                             "probe again, or try another MPI library")
         return found[0]
 
 

@@ -13,10 +13,11 @@ from rich.text import Text
 
 from hpcmoe import spec
 from hpcmoe.errors import InputError
-from hpcmoe.files import exchange, h5, parts, prompts, results
+from hpcmoe.files import exchange, h5, parts, probe, prompts, results
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
 from hpcmoe.report import bench_exchange, text
+from hpcmoe.report.probe import page as probe_page
 from hpcmoe.types import STAGES, Answer
 
 WIDEST = 16
@@ -27,7 +28,8 @@ def show(path: Path, limit: int) -> None:
     """Prints `path`, with `limit` prompts at most. Raises `InputError`."""
     with h5.reading(path) as file:
         layout = str(file.attrs["format"]).removeprefix(h5.OURS)
-    pages = {"model": _model, "prompts": _prompts, "results": _results, "part": _results, "exchange": _exchange}
+    pages = {"model": _model, "prompts": _prompts, "results": _results, "part": _results, "exchange": _exchange,
+             "probe": _probe}
     if layout not in pages:
         raise InputError(f"{path} is a {layout} file, which this hpcmoe cannot show: update hpcmoe")
     pages[layout](text.console(), path, limit)
@@ -106,6 +108,13 @@ def perplexity(found: Sequence[Answer]) -> float:
     logprobs = np.concatenate([a.logprobs for a in found]) if found else np.empty(0, np.float32)
     known = logprobs[~np.isnan(logprobs)]
     return float(np.exp(-known.mean(dtype=np.float64))) if len(known) else float("nan")
+
+
+def _probe(out: Console, path: Path, limit: int) -> None:
+    found = probe.read(path)
+    with h5.reading(path, "probe") as file:
+        _head(out, file, path)
+    probe_page(out, found)
 
 
 def _exchange(out: Console, path: Path, limit: int) -> None:

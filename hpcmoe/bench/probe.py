@@ -1,0 +1,135 @@
+"""`probe`: what of the job's launch, and which transports and modes, work on these ranks.
+
+A wrong MPI library does not fail, it ends the process. So the file is written before each thing that could do that, as
+if it had, and again after it: what is on disk then tells the next run.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcmoe.bench.exchange import message
+from hpcmoe.exchange import tune
+from hpcmoe.exchange.interface import Rows
+from hpcmoe.exchange.lane import TRANSPORTS, Way, open_rows
+from hpcmoe.kernels.pack import gather
+from hpcmoe.launch import World, tasks_by_launcher
+from hpcmoe.types import Layout
+
+MODES = ("alltoallv", "persistent")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    right: bool
+    found: str
+    mend: str = ""
+    """what to do where it is not right"""
+
+
+def launch_findings(world: World) -> list[Finding]:
+    """Of ranks, cores, threads and memory. Collective; the same on all ranks."""
+    tasks = tasks_by_launcher()
+    level = MPI.Query_thread()
+    names = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized",
+             MPI.THREAD_MULTIPLE: "multiple"}
+    return [
+        Finding("ranks", tasks in (1, world.size), f"{world.size}, and the launcher started {tasks}",
+                "use the launcher of this MPI: its mpiexec, or srun with the right --mpi"),
+        _cores(world),
+        Finding("MPI threads", level >= MPI.THREAD_FUNNELED, names.get(level, str(level)),
+                "the library must offer MPI_THREAD_FUNNELED: look for its build with threads, or unset what lowers it"),
+        Finding("memory kinds", True, _memory_kinds()),
+        _devices(world),
+    ]
+
+
+def _cores(world: World) -> Finding:
+    """Whether each rank has a core, and none is shared by ranks that the launcher bound."""
+    cores = world.comm.allgather(tuple(sorted(os.sched_getaffinity(0))))
+    crowded = []
+    for host in dict.fromkeys(world.hosts):
+        there = [cores[rank] for rank in range(world.size) if world.hosts[rank] == host]
+        held = sorted(core for some in there for core in some)
+        if len(set(held)) < len(there):
+            crowded.append(f"{len(there)} ranks share {len(set(held))} cores of {host}")
+        elif len(set(there)) > 1 and len(set(held)) < len(held):
+            crowded.append(f"ranks of {host} are bound to sets of cores that overlap")
+    return Finding("cores", not crowded, "; ".join(crowded[:3]) or f"{len(cores[0])} for rank 0, {world.threads} BLAS "
+                   "threads each", "give each rank cores of its own: --cpus-per-task with --cpu-bind=cores (srun), "
+                   "-bind-to core (MPICH), --map-by slot:PE=N (Open MPI), or start fewer ranks")
+
+
+def _memory_kinds() -> str:
+    """What the library says of itself (MPI 4.1, 11.4.3)."""
+    try:
+        return MPI.COMM_WORLD.Get_info().get("mpi_memory_alloc_kinds") or "the library does not say"
+    except (MPI.Exception, NotImplementedError):
+        return "the library does not say"
+
+
+def _devices(world: World) -> Finding:
+    """What GPUs each rank is shown. This version computes on CPUs."""
+    shown = world.comm.allgather(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    named = {rank: gpus for rank, gpus in enumerate(shown) if gpus}
+    hidden = [rank for rank, gpus in named.items() if "," not in gpus and world.hosts.count(world.hosts[rank]) > 1]
+    return Finding("GPUs", not hidden or len(set(named.values())) == 1, "none is used by this version" if not named else
+                   f"CUDA_VISIBLE_DEVICES is {named[min(named)]} on rank {min(named)}",
+                   "each rank sees only its own GPU, which breaks CUDA IPC: --gpus-per-node, not --gpus-per-task")
+
+
+def works(world: World, way: Way, units: int) -> bool:
+    """Whether rows come whole: even, to one rank, none, and ragged, one after another. Collective, the same on all."""
+    rows, right = open_rows(world.comm, world.idle, way), True
+    for table in _tables(world.size):
+        def fill(buffer: np.ndarray, layout: Layout, table: np.ndarray = table) -> None:
+            buffer[slice(None) if layout.place is None else layout.place] = message(world.rank, table[world.rank],
+                                                                                     units)
+        tune.repeat(rows, table, world.rank, units, fill)()
+        right &= _whole(world, rows, table)
+    rows.free()
+    return all(world.comm.allgather(right))
+
+
+def _tables(ranks: int) -> Iterator[np.ndarray]:
+    yield tune.even(ranks, 3)
+    yield np.zeros((ranks, ranks), np.int64)
+    one = np.zeros((ranks, ranks), np.int64)
+    one[:, 0] = 5
+    yield one
+    yield np.random.default_rng(7).integers(0, 9, (ranks, ranks))
+
+
+def _whole(world: World, rows: Rows, table: np.ndarray) -> bool:
+    me, found = world.rank, gather(rows.arrived, rows.landing.place)
+    want = [message(source, np.where(np.arange(world.size) == me, table[source, me], 0), found.shape[1])
+            for source in range(world.size)]
+    return np.array_equal(found, np.concatenate(want))
+
+
+def try_ways(world: World, units: int, fatal: Sequence[str], tell: Callable[[str], None],
+             save: Callable[[dict[str, bool]], None]) -> dict[str, bool]:
+    """Which transports work, in each mode. Collective.
+
+    Those in `fatal` ended an earlier probe, and are left out. `tell` says what is tried next; `save` keeps what is
+    known, as if what is tried next ended the process.
+    """
+    found: dict[str, bool] = {}
+    for transport in TRANSPORTS:
+        if transport in fatal:
+            tell(f"leaving out transport {transport}, which ended the last probe")
+            found[transport] = False
+            continue
+        save({**found, transport: False})
+        right = True
+        for mode in MODES:
+            tell(f"trying {mode} by transport {transport}")
+            right &= works(world, Way(mode, transport), units)
+        found[transport] = right
+    return found

@@ -1,0 +1,108 @@
+"""The page that `probe` prints, and `show` of the file that it wrote."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from hpcmoe import config, launch, paths
+from hpcmoe.config import Job
+from hpcmoe.engine import inputs
+from hpcmoe.engine.memory import plan_sizes
+from hpcmoe.errors import DeviceError, InputError
+from hpcmoe.files import probe
+from hpcmoe.files.probe import Probe
+from hpcmoe.report import text
+from hpcmoe.spec import ModelSpec
+
+MOST = 1024
+"""Tokens of a timed step on each rank at most."""
+
+
+def run(path: Path, overrides: tuple[str, ...], output: Path | None) -> int:
+    """Probes on all ranks; returns the exit code. Collective."""
+    world = launch.start()
+    return launch.guarded(world, lambda: _run(world, path, overrides, output))
+
+
+def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Path | None) -> None:
+    from hpcmoe.bench import cuts  # start MPI
+    from hpcmoe.bench import probe as bench
+    from hpcmoe.engine import ways
+    from hpcmoe.engine.job import versions
+    from hpcmoe.exchange import tune
+    job, model, most, target = launch.on_root(world, lambda: _read(path, overrides, output, world.size))
+    units = ways.units(model, job)
+    known = Probe(world.hosts, world.library, units, model.name, {})
+
+    def save(found: Probe) -> None:
+        launch.on_root(world, lambda: probe.write(target, found, versions(world.library)))
+
+    def tell(line: str) -> None:
+        if world.rank == 0:
+            print(f"hpcmoe: {line}", file=sys.stderr, flush=True)
+
+    findings = bench.launch_findings(world)
+    if world.rank == 0:
+        for f in findings:
+            print(f"{f.what:<14}{f.found}" if f.right else f"{f.what:<14}NOT RIGHT: {f.found}: {f.mend}", flush=True)
+    fatal = launch.on_root(world, lambda: _fatal(target, known))
+    works = bench.try_ways(world, units, fatal, tell, lambda found: save(replace(known, works=found)))
+    known = replace(known, works=works)
+    save(known)
+    if not any(works.values()):
+        raise launch.Agreed(DeviceError.code, "rows did not come whole by any transport: try another MPI library", 0)
+    if world.size > 1 and model.moe:
+        tell("timing modes and schedules")
+        speeds = tune.measure(world.comm, world.idle, units, known.transport, rounds=31)
+        way = ways.Way("auto", known.transport, speeds)
+        known = replace(known, speeds=speeds, cuts=cuts.measure_cuts(world, model, job, way, most))
+        save(known)
+    if world.rank == 0:
+        page(text.console(), known)
+        print(f'{target} is written: probe = "{target.name}" in the job makes auto go by it')
+
+
+def _fatal(target: Path, now: Probe) -> list[str]:
+    """Transports that ended an earlier probe like this one."""
+    try:
+        before = probe.read(target)
+    except InputError:  # there is none
+        return []
+    same = (before.host, before.library) == (now.host, now.library) and before.speeds is None
+    return [name for name, right in before.works.items() if not right] if same else []
+
+
+def _read(path: Path, overrides: tuple[str, ...], output: Path | None,
+          ranks: int) -> tuple[Job, ModelSpec, int, Path]:
+    """The job, its model, the most tokens of a step, and where to write."""
+    job = config.load(path, overrides)
+    found = inputs.read(job)
+    sizes = plan_sizes(found.model.spec, job, found.prompts.lengths, ranks)
+    target = output or Path(job.probe or path.with_name("probe.h5"))
+    paths.check_output(target, path, Path(job.model), Path(job.prompts))
+    return job, found.model.spec, min(sizes.tokens, MOST), target
+
+
+def page(out: Console, found: Probe) -> None:
+    """Prints what works, and how fast."""
+    out.print(f"{text.plural(len(found.host), 'rank')} on {text.plural(len(set(found.host)), 'host')}, "
+              f"{found.model}, rows of {text.size(2 * found.units)}; {found.library}")
+    works = [f"{name} {'works' if right else 'DOES NOT WORK'}" for name, right in found.works.items()]
+    taken = f"; auto takes {found.transport}" if any(found.works.values()) else ""
+    out.print(f"transports    {', '.join(works)}{taken}")
+    if found.speeds:
+        grid = text.table(">bytes/peer", ">alltoallv", ">persistent", "auto takes")
+        for size, exact, rung in zip(found.speeds.size, found.speeds.alltoallv, found.speeds.persistent):
+            taken = "persistent" if found.speeds.persistent_pays(size, size) else "alltoallv"
+            grid.add_row(text.size(size), *(f"{t * 1e6:,.0f} µs" for t in (exact, rung)), taken)
+        out.print("\nOne direction of the exchange, the same rows between any two ranks")
+        out.print(grid)
+    if found.cuts:
+        grid = text.table(">tokens/rank", ">whole", ">two in turns", "auto")
+        for rows, whole, halves in zip(found.cuts.rows.tolist(), found.cuts.whole, found.cuts.halves):
+            grid.add_row(str(rows), text.seconds(whole), text.seconds(halves),
+                         "cuts in two" if found.cuts.pays(rows) else "leaves whole")
+        out.print("\nA step through a few of the model's layers")
+        out.print(grid)
