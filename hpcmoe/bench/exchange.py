@@ -84,12 +84,20 @@ def _contest(world: World, headers: Headers, modes: dict[str, Rows], table: np.n
     for name, mode in modes.items():
         contest[name] = tune.repeat(mode, table, world.rank, units, fill)
         _check(world, name, gather(mode.arrived, mode.landing.place), table)
-    into = np.zeros((int(incoming.sum()), units), np.uint16)
-    contest = {"raw": _raw(world, sent, counts, into, incoming), **contest}
+    rows, into = fill_room(modes["alltoallv"], counts, units, fill), modes["alltoallv"].arrived
+    contest = {"raw": _raw(world, rows, counts, into, incoming), **contest}
+    into[:] = 0
     contest["raw"]()
     _check(world, "MPI_Ialltoallv", into, table)
     tell()
     return {**contest, "headers": tell, "pack": lambda: pack(x, token, trailer, sent)}
+
+
+def fill_room(mode: Rows, counts: np.ndarray, units: int, fill: Callable[[np.ndarray, Layout], None]) -> np.ndarray:
+    """The rows that `mode` sends next."""
+    rows, layout = mode.room(counts, units)
+    fill(rows, layout)
+    return rows
 
 
 def message(source: int, counts: np.ndarray, units: int) -> np.ndarray:

@@ -33,6 +33,8 @@ def always(padded: int, exact: float) -> bool:
 
 MEMORY = 16
 """Exchanges whose largest rung the next one is packed for: a rung that is a little too large costs less than none."""
+SLACK = 4
+"""How many times as large a rung may be as the one that fits."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,21 @@ class Persistent:
     def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`."""
         capacity, units = self._capacity, self._rows.shape[1]
-        rung = self._packed if extent.largest <= capacity and self._affordable(capacity, units, extent) else None
-        self._rung, self._incoming = rung, incoming
-        if rung:
-            rung.request.Start()
+        wanted = 1 << max(extent.largest - 1, 0).bit_length()
+        fits = wanted <= capacity <= SLACK * wanted and self._affordable(capacity, units, extent)
+        self._rung, self._incoming = self._packed if fits else None, incoming
+        if self._rung:
+            self._rung.request.Start()
             own = self._out.own
             if own.stop > own.start:
-                rung.into[own] = rung.out[own]
+                self._rung.into[own] = self._rung.out[own]
         else:
             self._exact.take(self._rows, self._out)
             self._exact.start(incoming, extent)
-        wanted = 1 << max(extent.largest - 1, 0).bit_length()
-        self._recent.append(wanted if wanted == capacity or self._affordable(wanted, units, extent) else 0)
-        if wanted != capacity:
-            self._climb(units)
+        if wanted != capacity or not self._packed:
+            self._climb(wanted if self._affordable(wanted, units, extent) else 0, units)
+        else:
+            self._recent.append(wanted if fits else 0)
 
     def _affordable(self, capacity: int, units: int, extent: Extent) -> bool:
         """The same on all ranks."""
@@ -101,8 +104,14 @@ class Persistent:
         return (self._size * capacity * size <= MOST
                 and self._pays(capacity * size, extent.total * size / max(1, self._size - 1)))
 
-    def _climb(self, units: int) -> None:
-        """Makes the rung that the next exchange will be packed for, if it is new. All ranks come here at once."""
+    def _climb(self, wanted: int, units: int) -> None:
+        """The next exchange is packed for the largest rung that the last ones asked for, not much above this one's.
+
+        All ranks come here at once, for a rung that is new is made.
+        """
+        if max(self._recent) > SLACK * max(wanted, 1):
+            self._recent.clear()
+        self._recent.append(wanted)
         largest = max(self._recent)
         if largest and (largest, units) not in self._rungs:
             self._rungs[largest, units] = self._make(largest, units)
