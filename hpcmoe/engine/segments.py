@@ -101,9 +101,11 @@ class CpuSegments:
         headers, rows, plan = work.lane.headers, work.lane.dispatch, work.send
         self.watch.mark("dispatch", work.layer, work.number, work.leaving)
         with self.clock.stage("exchange"):
+            self.watch.by("counts")
             headers.start(plan.counts, plan.home_counts)
             headers.wait()
             rows.start(headers.incoming, headers.extent)
+            self.watch.by(rows.mode)
         weights = self.weights.layers[work.layer].shared
         if weights:
             work.shared_ready = self.stream.run(self._shared, work, weights)
@@ -119,6 +121,7 @@ class CpuSegments:
         self.watch.mark("return", work.layer, work.number, work.leaving)
         with self.clock.stage("exchange"):
             rows.start(work.homecoming, work.lane.headers.extent_home)
+            self.watch.by(rows.mode)
         return rows
 
     def leave_enter(self, work: Work) -> Event:

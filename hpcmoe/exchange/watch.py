@@ -19,6 +19,8 @@ PATIENCE = 5.0
 EVERY = 0.05
 """Seconds between two looks for questions."""
 KINDS = ("start", "vote", "dispatch", "return")
+WAYS = ("", "counts", *(mode + staged for staged in ("", ", staged") for mode in ("alltoallv", "persistent")))
+"""What of an exchange is under way: its counts, or its rows by one of the modes (`interface.Rows.mode`)."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Place:
     micro_batch: int
     rows: int
     """that it sends there"""
+    way: str
+    """one of `WAYS`"""
 
     def __str__(self) -> str:
         if self.kind in ("start", "vote"):
             return f"in the {self.kind} of exchange {self.sequence}"
         return (f"in exchange {self.sequence}, the {self.kind} of layer {self.layer}, micro-batch {self.micro_batch}, "
-                f"{self.rows} rows")
+                f"{self.rows} rows" + (f" by {self.way}" if self.way else ""))
 
 
 class Watch:
@@ -49,13 +53,17 @@ class Watch:
         self._rest, self._hosts = idle, hosts
         # one rank asks first; were it the one that hangs, the next does, and then all
         self._limit = timeout + min(comm.rank, 2) * (PATIENCE + 2)
-        self._place = np.zeros(5, np.int64)
+        self._place = np.zeros(6, np.int64)
         self._begun = self._looked = time.monotonic()
 
     def mark(self, kind: str, layer: int = 0, micro_batch: int = 0, rows: int = 0) -> None:
         """An exchange begins on this rank."""
-        self._place[:] = self._place[0] + 1, KINDS.index(kind), layer, micro_batch, rows
+        self._place[:] = self._place[0] + 1, KINDS.index(kind), layer, micro_batch, rows, 0
         self._begun = time.monotonic()
+
+    def by(self, way: str) -> None:
+        """What of the exchange is under way now: one of `WAYS`."""
+        self._place[5] = WAYS.index(way)
 
     def idle(self) -> None:
         """Answers questions, and asks when it has waited too long. Raises `DeviceError` with what it learned."""
@@ -80,7 +88,7 @@ class Watch:
         others = [rank for rank in range(R) if rank != me]
         requests = [self._comm.Isend(np.empty(0, np.int64), rank, ASK) for rank in others]
         places = {me: _place(self._place)}
-        status, values, end = MPI.Status(), np.empty(5, np.int64), time.monotonic() + PATIENCE
+        status, values, end = MPI.Status(), np.empty(6, np.int64), time.monotonic() + PATIENCE
         while len(places) < R and time.monotonic() < end:
             self._answer()
             MPI.Request.Testall(requests)
@@ -117,7 +125,10 @@ class Unwatched:
     def mark(self, kind: str, layer: int = 0, micro_batch: int = 0, rows: int = 0) -> None:
         """See `Watch`."""
 
+    def by(self, way: str) -> None:
+        """See `Watch`."""
+
 
 def _place(values: np.ndarray) -> Place:
-    sequence, kind, layer, micro_batch, rows = values.tolist()
-    return Place(sequence, KINDS[kind], layer, micro_batch, rows)
+    sequence, kind, layer, micro_batch, rows, way = values.tolist()
+    return Place(sequence, KINDS[kind], layer, micro_batch, rows, WAYS[way])
