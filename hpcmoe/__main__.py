@@ -110,7 +110,8 @@ def probe(job: Path, overrides: tuple[str, ...], output: Path | None) -> None:
 @SET
 @click.option("-o", "--output", type=FILE, help="Override the job's output.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists, finished or not.")
-def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: bool) -> None:
+@click.option("--trace", is_flag=True, help="Write what each rank did when, beside the output, as out.trace.json.")
+def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: bool, trace: bool) -> None:
     """Run JOB on all ranks of the launcher, as in mpiexec -n 16 hpcmoe run job.toml; on one without it.
 
     An unfinished output of the same job is continued, a finished one is left alone.
@@ -119,7 +120,7 @@ def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: b
 
     from hpcmoe.report import run as page
     chosen = overrides + ((tomli_w.dumps({"output": str(output)}),) if output else ())
-    sys.exit(page.run(job, chosen, overwrite))
+    sys.exit(page.run(job, chosen, overwrite, trace))
 
 
 @cli.command(short_help="Show any file of hpcmoe's.")

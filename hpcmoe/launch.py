@@ -37,6 +37,8 @@ class World:
     """`[R]`: the host of each rank"""
     pids: tuple[int, ...]
     """`[R]`: the process of each rank"""
+    nodes: tuple[int, ...]
+    """`[R]`: the lowest rank that shares memory with each rank"""
     threads: int
     """BLAS threads of this rank"""
     idle: Idle
@@ -98,10 +100,11 @@ def start() -> World:
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     threads, crowded = share_cores([tuple(sorted(cores)) for cores in node.allgather(os.sched_getaffinity(0))],
                                    node.rank)
+    lowest = node.bcast(comm.rank)
     node.Free()
     threads = limit_blas(threads)
-    hosts, pids = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid())))
-    return World(comm, comm.rank, comm.size, hosts, pids, threads, rest if crowded else spin, library)
+    hosts, pids, nodes = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid(), lowest)))
+    return World(comm, comm.rank, comm.size, hosts, pids, nodes, threads, rest if crowded else spin, library)
 
 
 def share_cores(cores: list[tuple[int, ...]], me: int) -> tuple[int, bool]:

@@ -46,7 +46,8 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
     step = finished = tokens = 0
     while True:
         begin = time.perf_counter()
-        with clock.stage("exchange"):
+        clock.trace.begin_step(step)
+        with clock.voting():
             state = vote(sequences.free, sequences.active, sequences.ahead, finished, tokens)
         progress.update(int(state[:, 3].sum()), int(state[:, 4].sum()))
         ranks = deal(state[:, 0], len(pool))
@@ -64,6 +65,8 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
         answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]
         rows, chosen = sum(batch.rows for batch in batches), sum(len(outcome.token) for outcome in outcomes)
         finished, tokens = finished + len(answers), tokens + chosen
-        record.add(answers, np.sum([outcome.load for outcome in outcomes], axis=0),
-                   StepTime(step, rows, chosen, time.perf_counter() - begin, clock.read()))
+        stages, traffic = clock.read()
+        record.add(answers, np.sum([outcome.load for outcome in outcomes], axis=0), traffic,
+                   StepTime(step, rows, chosen, time.perf_counter() - begin, stages, traffic.seconds.sum(),
+                            traffic.exposed.sum(), tuple(traffic.bytes.sum(axis=0).tolist())))
         step += 1

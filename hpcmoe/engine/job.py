@@ -20,6 +20,7 @@ from hpcmoe.engine.output import Left
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.segments import chooser, open_segments
+from hpcmoe.engine.trace import Trace
 from hpcmoe.engine.ways import choose_turns, choose_way, read_probe
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.watch import Watch
@@ -42,8 +43,10 @@ class Plan:
     probe: Probe | None
 
 
-def run(world: World, job: Job, overwrite: bool) -> bool:
+def run(world: World, job: Job, overwrite: bool, traced: Path | None = None) -> bool:
     """Answers the job's prompts. Collective. Returns whether there was anything to do.
+
+    `traced` is where a trace goes, if one is asked for.
 
     Raises `Agreed` with the failures of `config`, `inputs` and `files`.
     """
@@ -55,7 +58,7 @@ def run(world: World, job: Job, overwrite: bool) -> bool:
                         placement.most)
     pool = np.setdiff1d(np.arange(len(plan.inputs.prompts)), plan.left.done).tolist()
     if pool:
-        _answer(world, job, plan, pool, placement, origin)
+        _answer(world, job, plan, pool, placement, origin, traced)
     world.comm.Barrier()  # every part is on disk
     on_root(world, lambda: results.pack(Path(job.output), plan.inputs.prompts, origin, _decoder(plan.inputs)))
     return True
@@ -70,7 +73,8 @@ def _plan(job: Job, overwrite: bool, ranks: int) -> Plan:
     return Plan(found, left, read_probe(job, found.model.spec, ranks))
 
 
-def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, origin: Provenance) -> None:
+def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, origin: Provenance,
+            traced: Path | None) -> None:
     model, dtype = plan.inputs.model, array.DTYPES[job.compute.dtype]
     sizes = plan_sizes(model.spec, job, plan.inputs.prompts.lengths[pool], world.size)
     held = together(world, lambda: weights.load(model, lambda layer: placement.held_by(world.rank), dtype))
@@ -78,8 +82,9 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     way, turns = choose_way(world, job, model.spec, plan.probe), choose_turns(job, plan.probe)
     watch = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts)
     vote = Vote(world.comm, watch)
+    trace = Trace(world) if traced else None
     segments = open_segments(world.comm, watch, model.spec, held, placement, sizes, chooser(job.generate), dtype,
-                             way, turns.most, overlapped=turns.overlapped)
+                             way, turns.most, turns.overlapped, nodes=world.nodes, trace=trace)
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))
@@ -87,6 +92,8 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     generate(vote, world.rank, plan.inputs.prompts, pool, sequences, segments, turns, record, progress)
     progress.close()
     together(world, record.commit)
+    if trace and traced:
+        trace.write(world, traced)
     vote.free()
     segments.free()
     watch.free()

@@ -8,7 +8,7 @@ import numpy as np
 
 from hpcmoe.files import parts
 from hpcmoe.files.parts import Part, Provenance
-from hpcmoe.types import Answer, StepTime
+from hpcmoe.types import Answer, StepTime, Traffic, no_traffic
 
 
 class Record:
@@ -24,20 +24,21 @@ class Record:
     def _begin_anew(self) -> None:
         self._answers: list[Answer] = []
         self._steps: list[StepTime] = []
-        self._load = np.zeros(self._shape, np.int64)
+        self._load, self._traffic = np.zeros(self._shape, np.int64), no_traffic(self._shape[0])
         self._since = time.monotonic()
 
-    def add(self, answers: Sequence[Answer], load: np.ndarray, step: StepTime) -> None:
+    def add(self, answers: Sequence[Answer], load: np.ndarray, traffic: Traffic, step: StepTime) -> None:
         """Takes up one step; load is `[L, E]` int64."""
         self._answers += answers
         self._steps.append(step)
         self._load += load
+        self._traffic += traffic
         if self._answers and time.monotonic() - self._since >= self._every:
             self.commit()
 
     def commit(self) -> None:
         """Writes what there is as a part. Raises `JobError` where that cannot be done."""
-        part = Part(tuple(self._answers), self._load, tuple(self._steps))
+        part = Part(tuple(self._answers), self._load, tuple(self._steps), self._traffic)
         parts.write(self._output, self._attempt, self._rank, self._sequence, part, self._origin)
         self._sequence += 1
         self._begin_anew()

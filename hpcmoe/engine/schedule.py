@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from hpcmoe.engine.clock import Clock
-from hpcmoe.engine.layer import Step
+from hpcmoe.engine.layer import Pending, Step
 from hpcmoe.exchange.interface import Flight
 from hpcmoe.launch import Idle
 from hpcmoe.types import Outcome
@@ -29,14 +29,14 @@ def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]
     At its turn each waits for what it started last, and starts the next; so the work of the others is always begun
     before anything is waited for.
     """
-    flights: list[Flight | None] = [next(step) for step in steps]
+    flights: list[Pending | None] = [next(step) for step in steps]
     outcomes: dict[int, Outcome] = {}
     while len(outcomes) < len(steps):
         for turn, step in enumerate(steps):
             flight = flights[turn]
             if flight is None:
                 continue
-            with clock.stage(flight.stage):
+            with clock.waiting(flight.course):
                 _await(flight, [other for other in flights if other not in (None, flight)],  # type: ignore[misc]
                        idle)
             try:

@@ -9,6 +9,8 @@ from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
+from hpcmoe.engine.trace import Trace
+from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.lane import Lane, Way, open_lane
 from hpcmoe.exchange.route import plan_receive, plan_send
@@ -22,7 +24,7 @@ from hpcmoe.model.gate import gate
 from hpcmoe.model.head import head
 from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Layout, Outcome, Placement, Route, SendPlan, dense
+from hpcmoe.types import Batch, Course, Layout, Outcome, Placement, Route, SendPlan, dense
 
 LOGITS = 1 << 23
 """Logits that are held at once."""
@@ -64,8 +66,10 @@ class Work:
     shared_ready: Event = field(default_factory=Event)
     route: Route = field(init=False)
     send: SendPlan = field(init=False)
-    leaving: int = 0
-    """rows that are ready to leave"""
+    leaving: Layout = field(init=False)
+    """of the rows that are ready to leave"""
+    row_size: int = 0
+    """bytes of each"""
     homecoming: Layout = field(init=False)
     """of the answers to come, without gaps"""
     outcome: Outcome = field(init=False)
@@ -78,12 +82,12 @@ class CpuSegments:
     """
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, rank: int,
-                 lanes: Sequence[Lane], stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
-                 keep_logits: bool = False) -> None:
+                 lanes: Sequence[Lane], stream: Stream, watch: Watch | Unwatched, clock: Clock, choose: Choose,
+                 dtype: np.dtype, keep_logits: bool = False) -> None:
         """One lane for each micro-batch of a step; `keep_logits` puts them into each outcome."""
         self.model, self.weights, self.cache, self.placement, self.rank = model, weights, cache, placement, rank
         self.lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
-        self.watch, self.clock = watch, Clock()
+        self.watch, self.clock = watch, clock
         self.moe_layers: Sequence[int] = model.moe_layers
         self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
         self._units = model.hidden * dtype.itemsize // 2
@@ -96,12 +100,11 @@ class CpuSegments:
         """See `layer.Segments`."""
         return self.stream.run(self._enter, work)
 
-    def dispatch(self, work: Work) -> Rows:
+    def dispatch(self, work: Work) -> Trip:
         """See `layer.Segments`."""
         headers, rows, plan = work.lane.headers, work.lane.dispatch, work.send
-        self.watch.mark("dispatch", work.layer, work.number, work.leaving)
-        with self.clock.stage("exchange"):
-            self.watch.by("counts")
+        trip = self._depart(work, rows, "dispatch")
+        with self.clock.waiting(trip.course):
             headers.start(plan.counts, plan.home_counts)
             headers.wait()
             rows.start(headers.incoming, headers.extent)
@@ -109,20 +112,27 @@ class CpuSegments:
         weights = self.weights.layers[work.layer].shared
         if weights:
             work.shared_ready = self.stream.run(self._shared, work, weights)
-        return rows
+        return trip
+
+    def _depart(self, work: Work, rows: Rows, kind: str) -> Trip:
+        """Notes that an exchange begins now."""
+        course = Course(kind, work.layer, work.number, work.leaving.rows)
+        self.watch.mark(kind, work.layer, work.number, work.leaving.rows)
+        self.clock.sent(course, work.leaving.counts, work.row_size)
+        return Trip(rows, course, self.clock)
 
     def expert(self, work: Work) -> Event:
         """See `layer.Segments`."""
         return self.stream.run(self._expert, work, work.lane.dispatch.arrived, work.lane.dispatch.landing)
 
-    def collect(self, work: Work) -> Rows:
+    def collect(self, work: Work) -> Trip:
         """See `layer.Segments`."""
         rows = work.lane.home
-        self.watch.mark("return", work.layer, work.number, work.leaving)
-        with self.clock.stage("exchange"):
+        trip = self._depart(work, rows, "return")
+        with self.clock.waiting(trip.course):
             rows.start(work.homecoming, work.lane.headers.extent_home)
             self.watch.by(rows.mode)
-        return rows
+        return trip
 
     def leave_enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
@@ -144,7 +154,7 @@ class CpuSegments:
             lane.free()
 
     def _enter(self, work: Work) -> None:
-        with self.clock.stage("attention"):
+        with self.clock.stage("attention", work.layer, work.number):
             work.angles = rope.tables(work.batch.position, self._frequency, self.dtype)
             work.x = embed(self.weights.embedding, work.batch.token, self.dtype)
         self._to_next_gate(work)
@@ -153,7 +163,7 @@ class CpuSegments:
         """Whole dense layers, then the first half of the next layer with experts, if there is one."""
         while work.layer < self.model.layers:
             weights = self.weights.layers[work.layer]
-            with self.clock.stage("attention"):
+            with self.clock.stage("attention", work.layer, work.number):
                 work.x = attention(self.model, weights.attention, work.layer, work.x, work.batch, self.cache,
                                    work.angles)
                 work.normed = norm.rms_norm(work.x, weights.norm, self.model.norm_eps)
@@ -166,37 +176,37 @@ class CpuSegments:
     def _gate(self, work: Work) -> None:
         moe, weights = self.model.moe, self.weights.layers[work.layer]
         assert moe is not None and weights.gate is not None
-        with self.clock.stage("gate"):
+        with self.clock.stage("gate", work.layer, work.number):
             work.route = gate(moe, weights.gate, work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
-        with self.clock.stage("pack"):
+        with self.clock.stage("pack", work.layer, work.number):
             work.send = plan_send(work.route, self.placement)
             units = self._units + work.send.trailer.shape[1]
             rows, layout = work.lane.dispatch.room(work.send.counts, units)
             pack.pack(work.normed, work.send.token, work.send.trailer, rows, layout.place)
-            work.leaving = layout.rows
+            work.leaving, work.row_size = layout, 2 * units
             work.homecoming = dense(work.send.home_counts, self.rank)
 
     def _shared(self, work: Work, weights: Shared) -> None:
-        with self.clock.stage("expert"):
+        with self.clock.stage("expert", work.layer, work.number):
             work.shared = shared(weights, work.normed)
 
     def _expert(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         slots = self.weights.layers[work.layer].experts
-        with self.clock.stage("pack"):
+        with self.clock.stage("pack", work.layer, work.number):
             message = pack.gather(arrived, landing.place)
             width = message.shape[1] - self._units
             trailer = pack.trailer(message, self.model.hidden, self.dtype, width)
             receive = plan_receive(landing.counts, trailer, len(slots))
             rows = pack.unpack(message, self.model.hidden, self.dtype)
             answers, layout = work.lane.home.room(receive.home_counts, self._units)
-            work.leaving = layout.rows
-        with self.clock.stage("expert"):
+            work.leaving, work.row_size = layout, 2 * self._units
+        with self.clock.stage("expert", work.layer, work.number):
             experts(slots, rows, receive, answers.view(self.dtype), layout.place)
 
     def _leave_enter(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         assert self.model.moe is not None
-        with self.clock.stage("combine"):
+        with self.clock.stage("combine", work.layer, work.number):
             answers = pack.unpack(arrived, self.model.hidden, self.dtype)
             home = work.send.home if landing.place is None else landing.place[work.send.home]
             y = combine.combine(answers, home, work.route.weight, self.model.moe.round_weights)
@@ -206,7 +216,7 @@ class CpuSegments:
         self._to_next_gate(work)
 
     def _head(self, work: Work) -> None:
-        with self.clock.stage("head"):
+        with self.clock.stage("head", work.layer, work.number):
             blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
         token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
         work.outcome = Outcome(token, logprob, work.load, logits if self.keep_logits else None)
@@ -225,12 +235,21 @@ class CpuSegments:
 
 def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
                   choose: Choose, dtype: np.dtype, way: Way, micro_batches: int = 1, overlapped: bool = False,
-                  keep_logits: bool = False) -> CpuSegments:
+                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Trace | None = None) -> CpuSegments:
     """The segments of this rank around the weights that it holds, with one placement for all layers.
 
-    Collective over `comm`.
+    `nodes` `[R]` is the node of each rank, where there is more than one. Collective over `comm`.
     """
     cache = KvCache(model, sizes.sequences, sizes.length, dtype)
     lanes = [open_lane(comm, watch.idle, way) for _ in range(micro_batches)]
     stream: Stream = Worker() if overlapped else AtOnce()
-    return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, choose, dtype, keep_logits)
+    clock = Clock(model.layers, classes(comm.rank, nodes or [0] * comm.size), stream.busy, trace)
+    return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, clock, choose, dtype,
+                       keep_logits)
+
+
+def classes(me: int, nodes: Sequence[int]) -> np.ndarray:
+    """`[R]` int64: of each rank, seen from rank `me`, its place in `types.CLASSES`; nodes `[R]`."""
+    found = np.where(np.array(nodes) == nodes[me], 1, 2)
+    found[me] = 0
+    return found

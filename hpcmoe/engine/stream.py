@@ -1,14 +1,15 @@
 """Where segments compute: at once, or on a worker thread while the main thread moves rows."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 
 class Event:
-    """The end of something that runs on a stream. An `exchange.interface.Flight`."""
+    """The end of something that runs on a stream. A `layer.Pending`."""
 
-    stage = ""
+    course = None
 
     def __init__(self, future: Future | None = None) -> None:
         """Without a future it is past already."""
@@ -31,6 +32,10 @@ class Stream(Protocol):
         """Begins `work(*arguments)`, or does it."""
         ...
 
+    def busy(self) -> float:
+        """Seconds of work beside the main thread so far, what runs now included."""
+        ...
+
     def close(self) -> None:
         """Nothing more comes."""
         ...
@@ -44,6 +49,10 @@ class AtOnce:
         work(*arguments)
         return Event()
 
+    def busy(self) -> float:
+        """See `Stream`."""
+        return 0.0
+
     def close(self) -> None:
         """See `Stream`."""
 
@@ -53,10 +62,25 @@ class Worker:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcmoe-stream")
+        self._state = 0.0, 0.0
+        """seconds of past work, and since when the present one runs, or 0; replaced whole, for two threads look"""
 
     def run(self, work: Callable[..., None], *arguments: Any) -> Event:
         """See `Stream`."""
-        return Event(self._pool.submit(work, *arguments))
+        return Event(self._pool.submit(self._timed, work, *arguments))
+
+    def _timed(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._state = self._state[0], time.perf_counter()
+        try:
+            work(*arguments)
+        finally:
+            past, since = self._state
+            self._state = past + time.perf_counter() - since, 0.0
+
+    def busy(self) -> float:
+        """See `Stream`."""
+        past, since = self._state
+        return past + time.perf_counter() - since if since else past
 
     def close(self) -> None:
         """See `Stream`."""

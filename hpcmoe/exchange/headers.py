@@ -15,8 +15,6 @@ class Headers:
     communicator must start in the same order everywhere.
     """
 
-    stage = "exchange"
-
     def __init__(self, comm, idle: Idle) -> None:
         self._comm = comm.Dup()
         self._idle = idle

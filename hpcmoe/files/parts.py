@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import h5
-from hpcmoe.types import STAGES, Answer, StepTime
+from hpcmoe.types import CLASSES, STAGES, Answer, StepTime, Traffic
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Part:
     load: np.ndarray
     """`[L, E]` int64: rows that this rank sent to each expert since its last commit"""
     steps: tuple[StepTime, ...]
+    traffic: Traffic | None = None
+    """of this rank since its last commit; None in parts of versions that did not count it"""
     attempt: int = 0
 
 
@@ -70,7 +72,28 @@ def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, orig
         put_answers(file, part.answers)
         h5.put(file, "load", part.load, "rows sent to each expert, by layer and expert [rows]")
         _put_steps(file, part.steps)
+        if part.traffic:
+            put_layers(file, part.traffic)
     return path
+
+
+def put_layers(file: h5py.File, traffic: Traffic) -> None:
+    """The traffic of each layer, as parts and results have it."""
+    h5.put(file, "exchange/layer/seconds", traffic.seconds, "exchange of each layer, start to arrival [s]")
+    h5.put(file, "exchange/layer/exposed", traffic.exposed, "of these, while the rank computed nothing [s]")
+    h5.put(file, "exchange/layer/bytes", traffic.bytes, "rows sent in each layer, by class [B]")
+
+
+def take_layers(file: h5py.File, path: Path) -> Traffic | None:
+    """The other way round. Raises `InputError`."""
+    if "exchange/layer" not in file:
+        return None
+    seconds, exposed = (h5.take(file, f"exchange/layer/{name}", path, np.floating, 1)
+                        for name in ("seconds", "exposed"))
+    sizes = h5.take(file, "exchange/layer/bytes", path, np.integer, 2)
+    if not len(seconds) == len(exposed) == len(sizes) or sizes.shape[1] != len(CLASSES):
+        raise InputError(f"{path}: the datasets in exchange/layer differ in length: make the file again")
+    return Traffic(seconds, exposed, sizes)
 
 
 def put_answers(file: h5py.File, answers: Sequence[Answer]) -> None:
@@ -89,23 +112,35 @@ def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:
     h5.put(file, "timings/wall", np.array([s.wall for s in steps], np.float64), "seconds of each step [s]")
     stages = np.array([s.stages for s in steps], np.float64).reshape(len(steps), len(STAGES))
     h5.put(file, "timings/seconds", stages, "seconds of each step in each stage [s]")
+    travel = np.array([(s.exchange, s.exposed) for s in steps], np.float64).reshape(len(steps), 2)
+    h5.put(file, "exchange/step/seconds", travel[:, 0], "exchange of each step, start to arrival [s]")
+    h5.put(file, "exchange/step/exposed", travel[:, 1], "of these, while the rank computed nothing [s]")
+    h5.put(file, "exchange/step/bytes", np.array([s.bytes for s in steps], np.int64).reshape(len(steps), len(CLASSES)),
+           "rows sent in each step, by class [B]")
 
 
 def read(path: Path) -> Part:
     """The part in `path`. Raises `InputError`."""
     with h5.reading(path, "part") as file:
         return Part(tuple(take_answers(file, path)), h5.take(file, "load", path, np.integer, 2),
-                    _take_steps(file, path), h5.attribute(file, "attempt", path, int))
+                    _take_steps(file, path), take_layers(file, path), h5.attribute(file, "attempt", path, int))
 
 
 def _take_steps(file: h5py.File, path: Path) -> tuple[StepTime, ...]:
     number, tokens, chosen = (h5.take(file, f"timings/{name}", path, np.integer, 1)
                               for name in ("step", "tokens", "chosen"))
     wall, stages = h5.take(file, "timings/wall", path, np.floating, 1), h5.take(file, "timings/seconds", path)
-    if len({len(column) for column in (number, tokens, chosen, wall)}) > 1 or stages.shape != (len(wall), len(STAGES)):
+    travel, exposed, sizes = np.zeros(len(wall)), np.zeros(len(wall)), np.zeros((len(wall), len(CLASSES)), np.int64)
+    if "exchange/step" in file:
+        travel, exposed = (h5.take(file, f"exchange/step/{name}", path, np.floating, 1)
+                           for name in ("seconds", "exposed"))
+        sizes = h5.take(file, "exchange/step/bytes", path, np.integer, 2)
+    columns = (number, tokens, chosen, wall, travel, exposed, sizes)
+    if len({len(column) for column in columns}) > 1 or stages.shape != (len(wall), len(STAGES)):
         raise InputError(f"{path}: the datasets in timings differ in length: make the file again")
-    return tuple(StepTime(int(n), int(t), int(c), float(w), s)
-                 for n, t, c, w, s in zip(number, tokens, chosen, wall, stages))
+    return tuple(StepTime(int(n), int(t), int(c), float(w), s, float(x), float(e), tuple(b))
+                 for n, t, c, w, s, x, e, b in zip(number, tokens, chosen, wall, stages, travel, exposed,
+                                                   sizes.tolist()))
 
 
 def take_answers(file: h5py.File, path: Path) -> list[Answer]:

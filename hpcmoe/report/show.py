@@ -18,7 +18,7 @@ from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
 from hpcmoe.report import bench_exchange, text
 from hpcmoe.report.probe import page as probe_page
-from hpcmoe.types import STAGES, Answer
+from hpcmoe.types import CLASSES, STAGES, Answer, Traffic
 
 WIDEST = 16
 """Columns of experts that a table shows."""
@@ -85,6 +85,8 @@ def _results(out: Console, path: Path, limit: int) -> None:
         if "timings/mean" in file:
             steps = results.steps(file, path)
             out.print(speed_line(steps, was_scored(file, path)))
+            if steps.traffic.bytes.any():
+                out.print(traffic_line(steps.traffic))
             out.print("Seconds by stage, summed over the steps:")
             out.print(stage_table(steps))
 
@@ -146,6 +148,15 @@ def speed_line(steps: StepTable, scored: bool) -> str:
     wall, new = float(steps.wall.sum()), int(steps.chosen.sum())
     return (f"{new} {'scored' if scored else 'new'} tokens in {len(steps.wall)} steps and {text.seconds(wall)}: "
             f"{new / max(wall, 1e-9):.1f} tokens/s ({int(steps.tokens.sum())} computed, prompts included)")
+
+
+def traffic_line(traffic: Traffic) -> str:
+    """Seconds and bytes of the exchange over all steps."""
+    seconds, exposed, sizes = traffic.seconds.sum(), traffic.exposed.sum(), traffic.bytes.sum(axis=0)
+    shares = ", ".join(f"{100 * part / sizes.sum():.0f} % {name}" for part, name in zip(sizes, CLASSES))
+    return (f"exchange {text.seconds(seconds)} per rank, {text.seconds(exposed)} of it exposed "
+            f"({100 * max(0.0, 1 - exposed / max(seconds, 1e-12)):.0f} % hidden); "
+            f"{text.size(float(sizes.sum()))} of rows: {shares}")
 
 
 def stage_table(steps: StepTable) -> Table:

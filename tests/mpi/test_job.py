@@ -91,7 +91,7 @@ def test_schedules_and_modes_give_equal_bits(comm, folder, everywhere, name):
 def test_reproducible_jobs_have_equal_bits_at_any_number_of_ranks(comm, folder, everywhere, name, dtype):
     """On all ranks, scheduled and exchanged in several ways, and on rank 0 alone in steps of another size."""
     settings = ("compute.reproducible=true", f"compute.dtype={dtype}", "generate.temperature=1.0")
-    world = replace(launch.start(), comm=MPI.COMM_SELF, size=1, rank=0)
+    world = replace(launch.start(), comm=MPI.COMM_SELF, size=1, rank=0, nodes=(0,))
     found = []
     for schedule, mode in WAYS[:1] + WAYS[3:]:
         made, _ = run(comm, folder, name, f"{name}-{dtype}-{schedule}-{mode}-r.h5", *settings,
@@ -173,7 +173,7 @@ def test_the_same_sample_at_any_number_of_ranks(comm, folder, everywhere):
     """On all ranks together, and on rank 0 alone."""
     settings = ("generate.temperature=0.9", "generate.top_p=0.95", "generate.seed=11")
     made, _ = run(comm, folder, "tiny", "sampled.h5", *settings)
-    world = replace(launch.start(), comm=MPI.COMM_SELF, size=1, rank=0)
+    world = replace(launch.start(), comm=MPI.COMM_SELF, size=1, rank=0, nodes=(0,))
     problems = []
     if comm.rank == 0:
         alone = job(folder, "tiny", "sampled-alone.h5", *settings)
