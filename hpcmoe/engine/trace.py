@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,12 @@ class Silent:
         """See `Trace`."""
 
     def close(self) -> None:
+        """See `Trace`."""
+
+    def depart(self, kind: str) -> Any:
+        """See `Trace`."""
+
+    def arrive(self, departed: Any) -> None:
         """See `Trace`."""
 
     def computed(self, name: str, begin: float, end: float, layer: int, micro_batch: int) -> None:
@@ -70,6 +77,15 @@ class Trace:
         """It ends."""
         if self._nvtx:
             self._nvtx.pop_range(domain="hpcmoe")
+
+    def depart(self, kind: str) -> Any:
+        """An exchange begins: for profilers. What it gives is for `arrive`."""
+        return self._nvtx and self._nvtx.start_range(kind, domain="hpcmoe")
+
+    def arrive(self, departed: Any) -> None:
+        """It ends."""
+        if self._nvtx:
+            self._nvtx.end_range(departed)
 
     def computed(self, name: str, begin: float, end: float, layer: int, micro_batch: int) -> None:
         """A stage of the arithmetic."""

@@ -14,6 +14,7 @@ class Trip:
         """It begins now."""
         self._rows, self.course, self._clock = rows, course, clock
         self._begin, self._ended = time.perf_counter(), False
+        self._departed = clock.trace.depart(course.kind)
 
     def test(self) -> bool:
         """See `Flight`."""
@@ -30,4 +31,5 @@ class Trip:
     def _end(self) -> None:
         self._rows.wait()
         self._ended = True
+        self._clock.trace.arrive(self._departed)
         self._clock.travelled(self.course, self._begin, time.perf_counter())

@@ -9,6 +9,7 @@ import pytest
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.segments import classes
 from hpcmoe.engine.stream import AtOnce, Worker
+from hpcmoe.engine.trace import Trace
 from hpcmoe.engine.trip import Trip
 from hpcmoe.errors import JobError
 from hpcmoe.files import trace
@@ -98,6 +99,38 @@ def test_a_trip_ends_when_it_is_first_seen_to_have_arrived():
     assert trip.test() and once > 0
     trip.wait()
     assert clock.read()[1].seconds[1] == 0
+
+
+class Profiler:
+    """In place of nvtx."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def push_range(self, name, domain):
+        self.said.append(f"{domain} {name}")
+
+    def pop_range(self, domain):
+        self.said.append("pop")
+
+    def start_range(self, name, domain):
+        self.said.append(f"{domain} {name} starts")
+        return name
+
+    def end_range(self, name):
+        self.said.append(f"{name} ends")
+
+
+def test_profilers_are_told_the_same_names():
+    told = Profiler()
+    recorder = object.__new__(Trace)
+    recorder.__dict__.update(_nvtx=told, _spans=[], _room=9, _step=0)
+    clock = Clock(2, np.zeros(1, np.int64), trace=recorder)
+    trip = Trip(Late(), COURSE, clock)
+    with clock.stage("expert", 1, 0):
+        pass
+    trip.wait()
+    assert told.said == ["hpcmoe dispatch starts", "hpcmoe expert", "pop", "dispatch ends"]
 
 
 def test_bytes_are_counted_by_class():
