@@ -110,7 +110,7 @@ def probe(job: Path, overrides: tuple[str, ...], output: Path | None) -> None:
 @SET
 @click.option("-o", "--output", type=FILE, help="Override the job's output.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists, finished or not.")
-@click.option("--trace", is_flag=True, help="Write what each rank did when, beside the output, as out.trace.json.")
+@click.option("--trace", is_flag=True, help="Write what each rank did when to OUTPUT.trace.json, for ui.perfetto.dev.")
 def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: bool, trace: bool) -> None:
     """Run JOB on all ranks of the launcher, as in mpiexec -n 16 hpcmoe run job.toml; on one without it.
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -38,7 +38,7 @@ class World:
     pids: tuple[int, ...]
     """`[R]`: the process of each rank"""
     nodes: tuple[int, ...]
-    """`[R]`: the lowest rank that shares memory with each rank"""
+    """`[R]`: the node of each rank, numbered from 0 in the order of their first ranks; ranks of one share memory"""
     threads: int
     """BLAS threads of this rank"""
     idle: Idle
@@ -100,11 +100,18 @@ def start() -> World:
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     threads, crowded = share_cores([tuple(sorted(cores)) for cores in node.allgather(os.sched_getaffinity(0))],
                                    node.rank)
-    lowest = node.bcast(comm.rank)
+    first = node.bcast(comm.rank)
     node.Free()
     threads = limit_blas(threads)
-    hosts, pids, nodes = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid(), lowest)))
+    hosts, pids, firsts = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid(), first)))
+    nodes = number(firsts)
     return World(comm, comm.rank, comm.size, hosts, pids, nodes, threads, rest if crowded else spin, library)
+
+
+def number(names: Sequence[Any]) -> tuple[int, ...]:
+    """The same names as numbers: 0 for the first, 1 for the next one that differs, and so on."""
+    order = list(dict.fromkeys(names))
+    return tuple(order.index(name) for name in names)
 
 
 def share_cores(cores: list[tuple[int, ...]], me: int) -> tuple[int, bool]:

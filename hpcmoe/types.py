@@ -5,6 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
+from hpcmoe.traffic import Traffic
+
 
 @dataclass(frozen=True)
 class Span:
@@ -228,42 +230,6 @@ STAGES = ("attention", "gate", "pack", "exchange", "expert", "combine", "head")
 counts made ready to leave; waiting for counts and rows; experts; answers summed; head and choice."""
 
 
-CLASSES = ("own rank", "same node", "other nodes")
-"""Where a row goes that leaves; a rank's own are copied and do not travel."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """An exchange of one micro-batch in one layer, on one rank."""
-
-    kind: str
-    """dispatch or return"""
-    layer: int
-    micro_batch: int
-    rows: int
-    """that this rank sends"""
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What exchanges cost and moved, layer by layer."""
-
-    seconds: np.ndarray
-    """`[L]` float64: from their starts until they were seen to have arrived"""
-    exposed: np.ndarray
-    """`[L]` float64 seconds: of these, those in which the rank waited and computed nothing"""
-    bytes: np.ndarray
-    """`[L, classes]` int64: rows that left for each of `CLASSES`, without padding and headers"""
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.seconds + other.seconds, self.exposed + other.exposed, self.bytes + other.bytes)
-
-
-def no_traffic(layers: int) -> Traffic:
-    """Of that many layers, nothing."""
-    return Traffic(np.zeros(layers), np.zeros(layers), np.zeros((layers, len(CLASSES)), np.int64))
-
-
 @dataclass(frozen=True)
 class StepTime:
     """What one step of one rank took."""
@@ -277,12 +243,8 @@ class StepTime:
     """seconds of the whole step"""
     stages: np.ndarray
     """`[len(STAGES)]` float64 seconds"""
-    exchange: float = 0.0
-    """seconds of `Traffic`, of all layers"""
-    exposed: float = 0.0
-    """seconds of `Traffic`, of all layers"""
-    bytes: tuple[int, ...] = (0, 0, 0)
-    """of each of `CLASSES`"""
+    traffic: Traffic = field(default_factory=Traffic.none)
+    """of the step's exchanges"""
 
 
 @dataclass(frozen=True)

@@ -1,77 +1,102 @@
-"""Where the seconds of a step go, and what its exchanges cost and move."""
+"""Where the seconds of a step go: by stage, and of the exchange by layer."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 
-from hpcmoe.engine.trace import Silent, Trace
-from hpcmoe.types import CLASSES, STAGES, Course, Traffic
+from hpcmoe.engine.trace import Untraced
+from hpcmoe.engine.trip import Trip
+from hpcmoe.exchange.interface import Flight
+from hpcmoe.traffic import Traffic
+from hpcmoe.types import STAGES
 
 
 class Clock:
-    """Adds up seconds by stage, and the traffic of each layer, until they are read."""
+    """Adds up seconds and bytes until they are read, and tells the trace of each span."""
 
-    def __init__(self, layers: int, classes: np.ndarray, busy: Callable[[], float] = lambda: 0.0,
-                 trace: Trace | Silent | None = None) -> None:
-        """`classes` `[R]`: of each rank, its place in `CLASSES`; `busy()`: seconds of work on the stream so far."""
-        self._layers, self._classes, self._busy, self.trace = layers, classes, busy, trace or Silent()
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
+    def __init__(self, layers: int = 0, busy: Callable[[], float] = float, trace: Untraced | None = None) -> None:
+        """`busy` is that of the stream (see `Stream`): what it works during a wait hides the wait."""
+        self.trace = trace or Untraced()
+        self._busy, self._traffic = busy, Traffic.none(layers)
         self._seconds = dict.fromkeys(STAGES, 0.0)
-        self._travel, self._exposed = np.zeros((2, self._layers))
-        self._bytes = np.zeros((self._layers, len(CLASSES)), np.int64)
+        self._under_way: list[Trip] = []
+        self._seen = 0.0
 
     @contextmanager
-    def stage(self, name: str, layer: int = -1, micro_batch: int = -1) -> Iterator[None]:
-        """The block's time counts for stage `name`."""
-        self.trace.open(name)
+    def stage(self, name: str, layer: int = -1, micro_batch: int = -1, rows: int = -1) -> Iterator[None]:
+        """The block computes: its time counts for stage `name`. The rest is for the trace, -1 where it has no sense."""
+        self.trace.push(name)
         begin = time.perf_counter()
         try:
             yield
         finally:
             end = time.perf_counter()
-            self.trace.close()
             self._seconds[name] += end - begin
-            self.trace.computed(name, begin, end, layer, micro_batch)
+            self.trace.pop("pack" if name == "pack" else "compute", name, begin, end, layer, micro_batch, rows)
+
+    def depart(self, flight: Flight, kind: str, layer: int, micro_batch: int, rows: int, sent: np.ndarray) -> Trip:
+        """An exchange begins now: `rows` rows leave; sent `[len(CLASSES)]` int64 bytes. See `Trip`."""
+        span = self.trace.start(kind)
+
+        def landed(trip: Trip) -> None:
+            assert trip.end is not None
+            self._travel(trip.end)
+            self._under_way.remove(trip)
+            self._traffic.bytes[layer] += sent
+            self.trace.finish(span, "exchange", kind, trip.begin, trip.end, layer, micro_batch, rows, sent)
+        trip = Trip(flight, kind, layer, micro_batch, landed)
+        self._travel(trip.begin)
+        self._under_way.append(trip)
+        return trip
+
+    def _travel(self, now: float) -> None:
+        """The time since the last call counts once, however many are under way: for the layer of the oldest."""
+        if self._under_way:
+            self._traffic.seconds[self._under_way[0].layer] += now - self._seen
+        self._seen = now
+
+    def starting(self, trip: Trip) -> AbstractContextManager[None]:
+        """The block starts an exchange, and may wait for counts."""
+        return self._waiting("start", trip.stage, trip)
+
+    def waiting(self, flight: Flight) -> AbstractContextManager[None]:
+        """The block waits for `flight`."""
+        if isinstance(flight, Trip):
+            return self._waiting(flight.kind, flight.stage, flight)
+        if not flight.stage and flight.test():
+            return nullcontext()
+        return self._waiting("compute", flight.stage, None)
+
+    def voting(self) -> AbstractContextManager[None]:
+        """The block waits for what all ranks say of themselves."""
+        return self._waiting("vote", "exchange", None)
 
     @contextmanager
-    def waiting(self, course: Course | None) -> Iterator[None]:
-        """The block waits for an exchange: while the stream computes nothing, that is exposed. None: for the stream."""
-        if course is None:
-            yield
-            return
+    def _waiting(self, name: str, stage: str, trip: Trip | None) -> Iterator[None]:
+        """The block waits; its time counts for `stage`, for none where that is ""."""
+        self.trace.push(name)
+        oldest = self._under_way[0] if self._under_way else None
         begin, busy = time.perf_counter(), self._busy()
         try:
             yield
         finally:
             end = time.perf_counter()
-            self._seconds["exchange"] += end - begin
-            self._exposed[course.layer] += max(0.0, end - begin - (self._busy() - busy))
-            self.trace.waited(course.kind, begin, end, course.layer, course.micro_batch)
+            if stage:
+                self._seconds[stage] += end - begin
+            if trip and oldest:
+                idle = min(end, trip.end or end) - begin - (self._busy() - busy)
+                self._traffic.exposed[oldest.layer] += max(0.0, idle)
+            self.trace.pop("wait", name, begin, end, *((trip.layer, trip.micro_batch) if trip else ()))
 
-    @contextmanager
-    def voting(self) -> Iterator[None]:
-        """The block is the vote between two steps."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds["exchange"] += time.perf_counter() - begin
+    def read(self) -> np.ndarray:
+        """`[stages]` float64 seconds since the last call."""
+        seconds = np.array(list(self._seconds.values()))
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        return seconds
 
-    def sent(self, course: Course, counts: np.ndarray, size: int) -> None:
-        """Rows of `size` bytes leave, counts `[R]` for each rank."""
-        self._bytes[course.layer] += size * np.bincount(self._classes, counts, len(CLASSES)).astype(np.int64)
-
-    def travelled(self, course: Course, begin: float, end: float) -> None:
-        """An exchange was under way."""
-        self._travel[course.layer] += end - begin
-        self.trace.travelled(course.kind, begin, end, course.layer, course.micro_batch, course.rows)
-
-    def read(self) -> tuple[np.ndarray, Traffic]:
-        """Seconds in each stage, `[stages]` float64, and the traffic of each layer, since the last call."""
-        found = np.array(list(self._seconds.values())), Traffic(self._travel, self._exposed, self._bytes)
-        self._begin_anew()
-        return found
+    def read_traffic(self) -> Traffic:
+        """`[L]`: of the exchanges since the last call, by layer."""
+        traffic, self._traffic = self._traffic, Traffic.none(len(self._traffic.seconds))
+        return traffic

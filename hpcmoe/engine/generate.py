@@ -45,14 +45,14 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
     clock = segments.clock
     step = finished = tokens = 0
     while True:
-        begin = time.perf_counter()
-        clock.trace.begin_step(step)
+        begin, clock.trace.step = time.perf_counter(), step
         with clock.voting():
             state = vote(sequences.free, sequences.active, sequences.ahead, finished, tokens)
         progress.update(int(state[:, 3].sum()), int(state[:, 4].sum()))
         ranks = deal(state[:, 0], len(pool))
         if not ranks and not state[:, 1].any():
             return
+        clock.trace.push("step")
         ahead = state[:, 2].copy()
         for prompt, taker in zip(pool, ranks):
             ahead[taker] += prompts.lengths[prompt]
@@ -65,8 +65,8 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
         answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]
         rows, chosen = sum(batch.rows for batch in batches), sum(len(outcome.token) for outcome in outcomes)
         finished, tokens = finished + len(answers), tokens + chosen
-        stages, traffic = clock.read()
+        traffic, end = clock.read_traffic(), time.perf_counter()
+        clock.trace.pop("step", "step", begin, end, rows=rows)
         record.add(answers, np.sum([outcome.load for outcome in outcomes], axis=0), traffic,
-                   StepTime(step, rows, chosen, time.perf_counter() - begin, stages, traffic.seconds.sum(),
-                            traffic.exposed.sum(), tuple(traffic.bytes.sum(axis=0).tolist())))
+                   StepTime(step, rows, chosen, end - begin, clock.read(), traffic.total()))
         step += 1

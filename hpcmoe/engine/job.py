@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpcmoe import __version__, array
+from hpcmoe import __version__, array, paths
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
 from hpcmoe.engine.batch import Sequences
@@ -20,7 +20,7 @@ from hpcmoe.engine.output import Left
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.segments import chooser, open_segments
-from hpcmoe.engine.trace import Trace
+from hpcmoe.engine.trace import Untraced, open_trace
 from hpcmoe.engine.ways import choose_turns, choose_way, read_probe
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.watch import Watch
@@ -28,6 +28,7 @@ from hpcmoe.files import results
 from hpcmoe.files.parts import Provenance
 from hpcmoe.files.probe import Probe
 from hpcmoe.files.tokenizer import Tokenizer
+from hpcmoe.files.trace import beside
 from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, together
 from hpcmoe.model import weights
@@ -43,29 +44,33 @@ class Plan:
     probe: Probe | None
 
 
-def run(world: World, job: Job, overwrite: bool, traced: Path | None = None) -> bool:
-    """Answers the job's prompts. Collective. Returns whether there was anything to do.
+def run(world: World, job: Job, overwrite: bool, traced: bool = False) -> bool:
+    """Answers the job's prompts, and writes a trace of it beside the output where `traced`. Collective.
 
-    `traced` is where a trace goes, if one is asked for.
+    Returns whether there was anything to do.
 
     Raises `Agreed` with the failures of `config`, `inputs` and `files`.
     """
-    plan = on_root(world, lambda: _plan(job, overwrite, world.size))
+    plan = on_root(world, lambda: _plan(job, overwrite, traced, world.size))
     if plan.left.finished:
         return False
     placement = place(plan.inputs.model.spec, world.size)
     origin = Provenance(job.toml(), plan.inputs.identity(job), versions(world.library), world.size, world.hosts,
                         placement.most)
     pool = np.setdiff1d(np.arange(len(plan.inputs.prompts)), plan.left.done).tolist()
+    recorded = open_trace(world.size) if traced else Untraced()
     if pool:
-        _answer(world, job, plan, pool, placement, origin, traced)
+        _answer(world, job, plan, pool, placement, origin, recorded)
     world.comm.Barrier()  # every part is on disk
     on_root(world, lambda: results.pack(Path(job.output), plan.inputs.prompts, origin, _decoder(plan.inputs)))
+    recorded.write(world, beside(Path(job.output)))  # behind the results, which a full disk must not cost
     return True
 
 
-def _plan(job: Job, overwrite: bool, ranks: int) -> Plan:
+def _plan(job: Job, overwrite: bool, traced: bool, ranks: int) -> Plan:
     found = inputs.read(job)
+    if traced:
+        paths.check_output(beside(Path(job.output)), Path(job.model), Path(job.prompts))
     if overwrite:
         output.clear(job)
     left = output.look(job, found.identity(job))
@@ -74,7 +79,7 @@ def _plan(job: Job, overwrite: bool, ranks: int) -> Plan:
 
 
 def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, origin: Provenance,
-            traced: Path | None) -> None:
+            recorded: Untraced) -> None:
     model, dtype = plan.inputs.model, array.DTYPES[job.compute.dtype]
     sizes = plan_sizes(model.spec, job, plan.inputs.prompts.lengths[pool], world.size)
     held = together(world, lambda: weights.load(model, lambda layer: placement.held_by(world.rank), dtype))
@@ -82,18 +87,17 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
     way, turns = choose_way(world, job, model.spec, plan.probe), choose_turns(job, plan.probe)
     watch = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts)
     vote = Vote(world.comm, watch)
-    trace = Trace(world) if traced else None
     segments = open_segments(world.comm, watch, model.spec, held, placement, sizes, chooser(job.generate), dtype,
-                             way, turns.most, turns.overlapped, nodes=world.nodes, trace=trace)
+                             way, turns.most, overlapped=turns.overlapped, nodes=world.nodes, trace=recorded)
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))
     progress = open_progress(world.rank, len(pool))
+    recorded.align(world.comm, watch.idle)
     generate(vote, world.rank, plan.inputs.prompts, pool, sequences, segments, turns, record, progress)
+    recorded.align(world.comm, watch.idle)
     progress.close()
     together(world, record.commit)
-    if trace and traced:
-        trace.write(world, traced)
     vote.free()
     segments.free()
     watch.free()

@@ -8,18 +8,9 @@ from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 from hpcmoe.exchange.interface import Flight
-from hpcmoe.types import Batch, Course, Outcome
+from hpcmoe.types import Batch, Outcome
 
-
-class Pending(Flight, Protocol):
-    """What a schedule waits for."""
-
-    @property
-    def course(self) -> Course | None:
-        """The exchange that it is; None where something is computed."""
-
-
-Step = Generator[Pending, None, Outcome]
+Step = Generator[Flight, None, Outcome]
 
 
 class Segments(Protocol):
@@ -30,25 +21,25 @@ class Segments(Protocol):
     def begin(self, batch: Batch, number: int) -> Any:
         """The handle of a micro-batch, the `number`-th of its step."""
 
-    def enter(self, work: Any) -> Pending:
+    def enter(self, work: Any) -> Flight:
         """Embedding, and all up to the first gate; its rows are made ready to leave."""
 
-    def dispatch(self, work: Any) -> Pending:
+    def dispatch(self, work: Any) -> Flight:
         """Counts are told and heard, and rows leave; what needs no rows from others is computed meanwhile.
 
         Collective.
         """
 
-    def expert(self, work: Any) -> Pending:
+    def expert(self, work: Any) -> Flight:
         """The rows that came are computed."""
 
-    def collect(self, work: Any) -> Pending:
+    def collect(self, work: Any) -> Flight:
         """The answers leave for home. Collective."""
 
-    def leave_enter(self, work: Any) -> Pending:
+    def leave_enter(self, work: Any) -> Flight:
         """Answers are summed; then all up to the next gate, or to the last layer's end."""
 
-    def head(self, work: Any) -> Pending:
+    def head(self, work: Any) -> Flight:
         """The next tokens."""
 
     def outcome(self, work: Any) -> Outcome:

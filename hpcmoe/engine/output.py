@@ -11,7 +11,7 @@ import numpy as np
 from hpcmoe import paths
 from hpcmoe.config import Job
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, parts, results
+from hpcmoe.files import parts, place, results, trace
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def clear(job: Job) -> None:
 def tidy(job: Job, left: Left) -> None:
     """Removes what is of no more use: parts of finished results, and files that a dead process began."""
     output = Path(job.output)
-    h5.sweep(output)
+    for path in (output, trace.beside(output)):
+        place.sweep(path)
     if left.finished:
         parts.remove(output)

@@ -8,11 +8,12 @@ import numpy as np
 
 from hpcmoe.files import parts
 from hpcmoe.files.parts import Part, Provenance
-from hpcmoe.types import Answer, StepTime, Traffic, no_traffic
+from hpcmoe.traffic import Traffic
+from hpcmoe.types import Answer, StepTime
 
 
 class Record:
-    """Gathers answers, loads and step times; commits them as a part every `every` seconds. Local."""
+    """Gathers answers, loads, traffic and step times; commits them as a part every `every` seconds. Local."""
 
     def __init__(self, output: Path, attempt: int, rank: int, origin: Provenance, every: float,
                  shape: tuple[int, int]) -> None:
@@ -24,11 +25,11 @@ class Record:
     def _begin_anew(self) -> None:
         self._answers: list[Answer] = []
         self._steps: list[StepTime] = []
-        self._load, self._traffic = np.zeros(self._shape, np.int64), no_traffic(self._shape[0])
+        self._load, self._traffic = np.zeros(self._shape, np.int64), Traffic.none(self._shape[0])
         self._since = time.monotonic()
 
     def add(self, answers: Sequence[Answer], load: np.ndarray, traffic: Traffic, step: StepTime) -> None:
-        """Takes up one step; load is `[L, E]` int64."""
+        """Takes up one step; load is `[L, E]` int64, traffic `[L]`."""
         self._answers += answers
         self._steps.append(step)
         self._load += load
@@ -38,7 +39,7 @@ class Record:
 
     def commit(self) -> None:
         """Writes what there is as a part. Raises `JobError` where that cannot be done."""
-        part = Part(tuple(self._answers), self._load, tuple(self._steps), self._traffic)
+        part = Part(tuple(self._answers), self._load, tuple(self._steps), self._attempt, self._traffic)
         parts.write(self._output, self._attempt, self._rank, self._sequence, part, self._origin)
         self._sequence += 1
         self._begin_anew()

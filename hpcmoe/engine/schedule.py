@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from hpcmoe.engine.clock import Clock
-from hpcmoe.engine.layer import Pending, Step
+from hpcmoe.engine.layer import Step
 from hpcmoe.exchange.interface import Flight
 from hpcmoe.launch import Idle
 from hpcmoe.types import Outcome
@@ -29,14 +29,14 @@ def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]
     At its turn each waits for what it started last, and starts the next; so the work of the others is always begun
     before anything is waited for.
     """
-    flights: list[Pending | None] = [next(step) for step in steps]
+    flights: list[Flight | None] = [next(step) for step in steps]
     outcomes: dict[int, Outcome] = {}
     while len(outcomes) < len(steps):
         for turn, step in enumerate(steps):
             flight = flights[turn]
             if flight is None:
                 continue
-            with clock.waiting(flight.course):
+            with clock.waiting(flight):
                 _await(flight, [other for other in flights if other not in (None, flight)],  # type: ignore[misc]
                        idle)
             try:
@@ -49,12 +49,13 @@ def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]
 def _await(flight: Flight, others: Sequence[Flight], idle: Idle) -> None:
     """Waits for `flight`; meanwhile looks at the others, for MPI moves only while it is called.
 
-    Each look takes the core and the interpreter from the arithmetic, so the pauses grow with the time that has passed.
+    Each look takes the core and the interpreter from the arithmetic, so while there is any the pauses grow with the
+    time that has passed.
     """
     begin = time.perf_counter()
     while others and not flight.test():
-        for other in others:
-            other.test()
+        waiting = [flight, *(other for other in others if not other.test())]
         idle()
-        time.sleep(min(LONGEST, SHARE * (time.perf_counter() - begin)))
+        if any(not other.stage for other in waiting):
+            time.sleep(min(LONGEST, SHARE * (time.perf_counter() - begin)))
     flight.wait()

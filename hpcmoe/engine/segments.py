@@ -1,6 +1,7 @@
 """The segments of a step on a CPU: `layer.Segments` in NumPy, with rows that travel by MPI."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,9 +10,9 @@ from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
-from hpcmoe.engine.trace import Trace
-from hpcmoe.engine.trip import Trip
-from hpcmoe.exchange.interface import Rows
+from hpcmoe.engine.trace import Untraced
+from hpcmoe.engine.trip import Trip, classes
+from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Lane, Way, open_lane
 from hpcmoe.exchange.route import plan_receive, plan_send
 from hpcmoe.exchange.watch import Unwatched, Watch
@@ -24,7 +25,7 @@ from hpcmoe.model.gate import gate
 from hpcmoe.model.head import head
 from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Course, Layout, Outcome, Placement, Route, SendPlan, dense
+from hpcmoe.types import Batch, Layout, Outcome, Placement, Route, SendPlan, dense
 
 LOGITS = 1 << 23
 """Logits that are held at once."""
@@ -66,10 +67,10 @@ class Work:
     shared_ready: Event = field(default_factory=Event)
     route: Route = field(init=False)
     send: SendPlan = field(init=False)
-    leaving: Layout = field(init=False)
-    """of the rows that are ready to leave"""
-    row_size: int = 0
-    """bytes of each"""
+    leaving: int = 0
+    """rows that are ready to leave"""
+    sent: np.ndarray = field(init=False)
+    """`[len(CLASSES)]` int64: their bytes"""
     homecoming: Layout = field(init=False)
     """of the answers to come, without gaps"""
     outcome: Outcome = field(init=False)
@@ -82,12 +83,16 @@ class CpuSegments:
     """
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, rank: int,
-                 lanes: Sequence[Lane], stream: Stream, watch: Watch | Unwatched, clock: Clock, choose: Choose,
-                 dtype: np.dtype, keep_logits: bool = False) -> None:
-        """One lane for each micro-batch of a step; `keep_logits` puts them into each outcome."""
+                 lanes: Sequence[Lane], stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
+                 keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
+        """One lane for each micro-batch of a step; `keep_logits` puts them into each outcome.
+
+        `nodes` `[R]` as in `launch.World`; without them all ranks are on one.
+        """
         self.model, self.weights, self.cache, self.placement, self.rank = model, weights, cache, placement, rank
         self.lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
-        self.watch, self.clock = watch, clock
+        self.watch, self.clock = watch, Clock(model.layers, stream.busy, trace)
+        self._classes = classes(nodes or (0,) * placement.ranks, rank)
         self.moe_layers: Sequence[int] = model.moe_layers
         self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
         self._units = model.hidden * dtype.itemsize // 2
@@ -100,11 +105,13 @@ class CpuSegments:
         """See `layer.Segments`."""
         return self.stream.run(self._enter, work)
 
-    def dispatch(self, work: Work) -> Trip:
+    def dispatch(self, work: Work) -> Flight:
         """See `layer.Segments`."""
         headers, rows, plan = work.lane.headers, work.lane.dispatch, work.send
-        trip = self._depart(work, rows, "dispatch")
-        with self.clock.waiting(trip.course):
+        self.watch.mark("dispatch", work.layer, work.number, work.leaving)
+        trip = self._depart(rows, "dispatch", work)
+        with self.clock.starting(trip):
+            self.watch.by("counts")
             headers.start(plan.counts, plan.home_counts)
             headers.wait()
             rows.start(headers.incoming, headers.extent)
@@ -114,22 +121,16 @@ class CpuSegments:
             work.shared_ready = self.stream.run(self._shared, work, weights)
         return trip
 
-    def _depart(self, work: Work, rows: Rows, kind: str) -> Trip:
-        """Notes that an exchange begins now."""
-        course = Course(kind, work.layer, work.number, work.leaving.rows)
-        self.watch.mark(kind, work.layer, work.number, work.leaving.rows)
-        self.clock.sent(course, work.leaving.counts, work.row_size)
-        return Trip(rows, course, self.clock)
-
     def expert(self, work: Work) -> Event:
         """See `layer.Segments`."""
         return self.stream.run(self._expert, work, work.lane.dispatch.arrived, work.lane.dispatch.landing)
 
-    def collect(self, work: Work) -> Trip:
+    def collect(self, work: Work) -> Flight:
         """See `layer.Segments`."""
         rows = work.lane.home
-        trip = self._depart(work, rows, "return")
-        with self.clock.waiting(trip.course):
+        self.watch.mark("return", work.layer, work.number, work.leaving)
+        trip = self._depart(rows, "return", work)
+        with self.clock.starting(trip):
             rows.start(work.homecoming, work.lane.headers.extent_home)
             self.watch.by(rows.mode)
         return trip
@@ -153,8 +154,18 @@ class CpuSegments:
         for lane in self.lanes:
             lane.free()
 
+    def _depart(self, rows: Rows, kind: str, work: Work) -> Trip:
+        return self.clock.depart(rows, kind, work.layer, work.number, work.leaving, work.sent)
+
+    def _stage(self, name: str, work: Work, rows: int) -> AbstractContextManager[None]:
+        return self.clock.stage(name, work.layer, work.number, rows)
+
+    def _bytes(self, counts: np.ndarray, units: int) -> np.ndarray:
+        """`[len(CLASSES)]` int64: of `counts` `[R]` rows of `units` uint16."""
+        return self._classes @ counts * (2 * units)
+
     def _enter(self, work: Work) -> None:
-        with self.clock.stage("attention", work.layer, work.number):
+        with self._stage("attention", work, work.batch.rows):
             work.angles = rope.tables(work.batch.position, self._frequency, self.dtype)
             work.x = embed(self.weights.embedding, work.batch.token, self.dtype)
         self._to_next_gate(work)
@@ -163,7 +174,7 @@ class CpuSegments:
         """Whole dense layers, then the first half of the next layer with experts, if there is one."""
         while work.layer < self.model.layers:
             weights = self.weights.layers[work.layer]
-            with self.clock.stage("attention", work.layer, work.number):
+            with self._stage("attention", work, work.batch.rows):
                 work.x = attention(self.model, weights.attention, work.layer, work.x, work.batch, self.cache,
                                    work.angles)
                 work.normed = norm.rms_norm(work.x, weights.norm, self.model.norm_eps)
@@ -176,37 +187,37 @@ class CpuSegments:
     def _gate(self, work: Work) -> None:
         moe, weights = self.model.moe, self.weights.layers[work.layer]
         assert moe is not None and weights.gate is not None
-        with self.clock.stage("gate", work.layer, work.number):
+        with self._stage("gate", work, work.batch.rows):
             work.route = gate(moe, weights.gate, work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
-        with self.clock.stage("pack", work.layer, work.number):
+        with self._stage("pack", work, work.batch.rows):
             work.send = plan_send(work.route, self.placement)
             units = self._units + work.send.trailer.shape[1]
             rows, layout = work.lane.dispatch.room(work.send.counts, units)
             pack.pack(work.normed, work.send.token, work.send.trailer, rows, layout.place)
-            work.leaving, work.row_size = layout, 2 * units
+            work.leaving, work.sent = layout.rows, self._bytes(work.send.counts, units)
             work.homecoming = dense(work.send.home_counts, self.rank)
 
     def _shared(self, work: Work, weights: Shared) -> None:
-        with self.clock.stage("expert", work.layer, work.number):
+        with self._stage("expert", work, work.batch.rows):
             work.shared = shared(weights, work.normed)
 
     def _expert(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         slots = self.weights.layers[work.layer].experts
-        with self.clock.stage("pack", work.layer, work.number):
+        with self._stage("pack", work, landing.rows):
             message = pack.gather(arrived, landing.place)
             width = message.shape[1] - self._units
             trailer = pack.trailer(message, self.model.hidden, self.dtype, width)
             receive = plan_receive(landing.counts, trailer, len(slots))
             rows = pack.unpack(message, self.model.hidden, self.dtype)
             answers, layout = work.lane.home.room(receive.home_counts, self._units)
-            work.leaving, work.row_size = layout, 2 * self._units
-        with self.clock.stage("expert", work.layer, work.number):
+            work.leaving, work.sent = layout.rows, self._bytes(receive.home_counts, self._units)
+        with self._stage("expert", work, layout.rows):
             experts(slots, rows, receive, answers.view(self.dtype), layout.place)
 
     def _leave_enter(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         assert self.model.moe is not None
-        with self.clock.stage("combine", work.layer, work.number):
+        with self._stage("combine", work, work.batch.rows):
             answers = pack.unpack(arrived, self.model.hidden, self.dtype)
             home = work.send.home if landing.place is None else landing.place[work.send.home]
             y = combine.combine(answers, home, work.route.weight, self.model.moe.round_weights)
@@ -216,7 +227,7 @@ class CpuSegments:
         self._to_next_gate(work)
 
     def _head(self, work: Work) -> None:
-        with self.clock.stage("head", work.layer, work.number):
+        with self.clock.stage("head", -1, work.number, len(work.batch.wanted)):
             blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
         token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
         work.outcome = Outcome(token, logprob, work.load, logits if self.keep_logits else None)
@@ -235,21 +246,13 @@ class CpuSegments:
 
 def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
                   choose: Choose, dtype: np.dtype, way: Way, micro_batches: int = 1, overlapped: bool = False,
-                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Trace | None = None) -> CpuSegments:
+                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> CpuSegments:
     """The segments of this rank around the weights that it holds, with one placement for all layers.
 
-    `nodes` `[R]` is the node of each rank, where there is more than one. Collective over `comm`.
+    `nodes` as in `CpuSegments`. Collective over `comm`.
     """
     cache = KvCache(model, sizes.sequences, sizes.length, dtype)
     lanes = [open_lane(comm, watch.idle, way) for _ in range(micro_batches)]
     stream: Stream = Worker() if overlapped else AtOnce()
-    clock = Clock(model.layers, classes(comm.rank, nodes or [0] * comm.size), stream.busy, trace)
-    return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, clock, choose, dtype,
-                       keep_logits)
-
-
-def classes(me: int, nodes: Sequence[int]) -> np.ndarray:
-    """`[R]` int64: of each rank, seen from rank `me`, its place in `types.CLASSES`; nodes `[R]`."""
-    found = np.where(np.array(nodes) == nodes[me], 1, 2)
-    found[me] = 0
-    return found
+    return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, choose, dtype, keep_logits,
+                       nodes, trace)

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 
 class Event:
-    """The end of something that runs on a stream. A `layer.Pending`."""
+    """The end of something that runs on a stream. An `exchange.interface.Flight`."""
 
-    course = None
+    stage = ""
 
     def __init__(self, future: Future | None = None) -> None:
         """Without a future it is past already."""
@@ -33,7 +33,7 @@ class Stream(Protocol):
         ...
 
     def busy(self) -> float:
-        """Seconds of work beside the main thread so far, what runs now included."""
+        """Seconds that it has worked behind the caller's back, up to now."""
         ...
 
     def close(self) -> None:
@@ -62,25 +62,24 @@ class Worker:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hpcmoe-stream")
-        self._state = 0.0, 0.0
-        """seconds of past work, and since when the present one runs, or 0; replaced whole, for two threads look"""
+        self._worked: tuple[float, float | None] = 0.0, None  # seconds, begin of what runs; one object for two threads
 
     def run(self, work: Callable[..., None], *arguments: Any) -> Event:
         """See `Stream`."""
-        return Event(self._pool.submit(self._timed, work, *arguments))
+        return Event(self._pool.submit(self._run, work, *arguments))
 
-    def _timed(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._state = self._state[0], time.perf_counter()
+    def _run(self, work: Callable[..., None], *arguments: Any) -> None:
+        before, begin = self._worked[0], time.perf_counter()
+        self._worked = before, begin
         try:
             work(*arguments)
         finally:
-            past, since = self._state
-            self._state = past + time.perf_counter() - since, 0.0
+            self._worked = before + time.perf_counter() - begin, None
 
     def busy(self) -> float:
         """See `Stream`."""
-        past, since = self._state
-        return past + time.perf_counter() - since if since else past
+        before, begin = self._worked
+        return before if begin is None else before + time.perf_counter() - begin
 
     def close(self) -> None:
         """See `Stream`."""

@@ -1,152 +1,150 @@
-"""What each rank did when, for `run --trace`: spans in memory, on a clock that all ranks share, then one file.
+"""What each rank did when: recorded where a run asks for it, and written when it ends.
 
-A span that PyPI's `nvtx` can show to a profiler is pushed there too, under the same name.
+The same names are NVTX ranges, for NVIDIA's profilers, where the package nvtx is installed.
 """
 
+import itertools
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hpcmoe.engine.align import Offset, aligned, measure
 from hpcmoe.files import trace
-from hpcmoe.files.trace import NAMES, SPAN, Span
-from hpcmoe.launch import World, together
+from hpcmoe.files.trace import NAMES, ROWS, SPAN, RankTrace
+from hpcmoe.launch import Idle, World, on_root
 
-LIMIT = 1 << 20
-"""Spans of all ranks together: about what a viewer can show."""
-PINGS = 20
+MOST = 1_000_000
+"""Spans of all ranks together: about 200 MB of JSON, and what a browser can show."""
+TAG = 78
 
 
-class Silent:
-    """The trace of a run that is not traced."""
+class Untraced:
+    """Records nothing: the trace of a run that nobody traces."""
 
-    def begin_step(self, step: int) -> None:
-        """See `Trace`."""
+    step = 0
+    """the step that is under way, or how many there were"""
 
-    def open(self, name: str) -> None:
-        """See `Trace`."""
+    def push(self, name: str) -> None:
+        """A span begins on this thread; `pop` ends the last one."""
 
-    def close(self) -> None:
-        """See `Trace`."""
+    def pop(self, row: str, name: str, begin: float, end: float, layer: int = -1, micro_batch: int = -1,
+            rows: int = -1) -> None:
+        """A span of `time.perf_counter` on one of `files.trace.ROWS` ends."""
 
-    def depart(self, kind: str) -> Any:
-        """See `Trace`."""
+    def start(self, name: str) -> Any:
+        """A span begins that others may overlap; what is returned is for `finish`."""
 
-    def arrive(self, departed: Any) -> None:
-        """See `Trace`."""
+    def finish(self, span: Any, row: str, name: str, begin: float, end: float, layer: int, micro_batch: int, rows: int,
+               sent: np.ndarray) -> None:
+        """It ends; sent `[len(CLASSES)]` int64 bytes."""
 
-    def computed(self, name: str, begin: float, end: float, layer: int, micro_batch: int) -> None:
-        """See `Trace`."""
-
-    def waited(self, kind: str, begin: float, end: float, layer: int, micro_batch: int) -> None:
-        """See `Trace`."""
-
-    def travelled(self, kind: str, begin: float, end: float, layer: int, micro_batch: int, rows: int) -> None:
-        """See `Trace`."""
+    def align(self, comm, idle: Idle) -> None:
+        """Measures the clocks: to be called before the first step, and behind the last. Collective."""
 
     def write(self, world: World, path: Path) -> None:
-        """See `Trace`."""
+        """Writes what all ranks recorded. Collective. Raises `Agreed` where `path` cannot be written."""
 
 
-class Trace:
-    """Spans of one rank. Collective over the world."""
+class Trace(Untraced):
+    """Records, until it is full. Spans may come from several threads."""
 
-    def __init__(self, world: World) -> None:
-        self._spans: list[Span] = []
-        self._room, self._step = LIMIT // world.size, 0
-        self._nvtx = None
-        with suppress(ImportError):
-            import nvtx
-            self._nvtx = nvtx
-        self._aligned = [offset(world)]
+    def __init__(self, limit: int) -> None:
+        """`limit` spans at most."""
+        self._spans, self._count, self._full = np.zeros(limit, SPAN), itertools.count(), -1
+        self._offsets: list[Offset] = []
+        self._domain = _domain()
 
-    def begin_step(self, step: int) -> None:
-        """What follows belongs to `step`."""
-        self._step = step
+    def push(self, name: str) -> None:
+        """See `Untraced`."""
+        if self._domain:
+            self._domain.push_range(self._domain.get_event_attributes(name))
 
-    def open(self, name: str) -> None:
-        """A stage begins on this thread: for profilers."""
-        if self._nvtx:
-            self._nvtx.push_range(name, domain="hpcmoe")
+    def pop(self, row: str, name: str, begin: float, end: float, layer: int = -1, micro_batch: int = -1,
+            rows: int = -1) -> None:
+        """See `Untraced`."""
+        if self._domain:
+            self._domain.pop_range()
+        self._add(row, name, begin, end, layer, micro_batch, rows, 0)
 
-    def close(self) -> None:
-        """It ends."""
-        if self._nvtx:
-            self._nvtx.pop_range(domain="hpcmoe")
+    def start(self, name: str) -> Any:
+        """See `Untraced`."""
+        return self._domain.start_range(self._domain.get_event_attributes(name)) if self._domain else None
 
-    def depart(self, kind: str) -> Any:
-        """An exchange begins: for profilers. What it gives is for `arrive`."""
-        return self._nvtx and self._nvtx.start_range(kind, domain="hpcmoe")
+    def finish(self, span: Any, row: str, name: str, begin: float, end: float, layer: int, micro_batch: int, rows: int,
+               sent: np.ndarray) -> None:
+        """See `Untraced`."""
+        if self._domain:
+            self._domain.end_range(span)
+        self._add(row, name, begin, end, layer, micro_batch, rows, sent)
 
-    def arrive(self, departed: Any) -> None:
-        """It ends."""
-        if self._nvtx:
-            self._nvtx.end_range(departed)
+    def _add(self, row: str, name: str, begin: float, end: float, layer: int, micro_batch: int, rows: int,
+             sent: np.ndarray | int) -> None:
+        number = next(self._count)  # one operation, so that two threads never get the same
+        if number < len(self._spans):
+            self._spans[number] = (begin, end, sent, self.step, rows, layer, micro_batch, ROWS.index(row),
+                                   NAMES.index(name))
+        elif self._full < 0:
+            self._full = self.step
 
-    def computed(self, name: str, begin: float, end: float, layer: int, micro_batch: int) -> None:
-        """A stage of the arithmetic."""
-        self._add("pack" if name == "pack" else "compute", name, begin, end, layer, micro_batch, -1)
+    def align(self, comm, idle: Idle) -> None:
+        """See `Untraced`."""
+        self._offsets.append(measure(comm, idle))
 
-    def waited(self, kind: str, begin: float, end: float, layer: int, micro_batch: int) -> None:
-        """The main thread had nothing to do but wait."""
-        self._add("wait", kind, begin, end, layer, micro_batch, -1)
-
-    def travelled(self, kind: str, begin: float, end: float, layer: int, micro_batch: int, rows: int) -> None:
-        """An exchange was under way; those of several micro-batches overlap, so each has a row of its own."""
-        self._add(f"exchange {micro_batch}", kind, begin, end, layer, micro_batch, rows)
-
-    def _add(self, row: str, name: str, begin: float, end: float, layer: int, micro_batch: int, rows: int) -> None:
-        if len(self._spans) < self._room:
-            self._spans.append((trace.row_number(row), NAMES.index(name), begin, end, self._step, layer, micro_batch,
-                                rows))
+    def mine(self, world: World) -> RankTrace:
+        """What this rank recorded."""
+        first, last = self._offsets
+        spans = self._spans[:next(self._count)]
+        for which in ("begin", "end"):
+            spans[which] = aligned(spans[which], first, last)
+        of = self.step
+        return RankTrace(world.rank, world.hosts[world.rank], spans, of if self._full < 0 else self._full, of,
+                         max(first.within, last.within))
 
     def write(self, world: World, path: Path) -> None:
-        """Writes the spans of all ranks. Collective. Raises `Agreed` where the file cannot be written."""
-        self._aligned.append(offset(world))
-        if len(self._spans) == self._room and world.rank == 0:
-            print(f"hpcmoe: warning: the trace is full: it ends in step {self._spans[-1][4]}", file=sys.stderr)
-        start = world.comm.bcast(self._aligned[0][0])
-        mine = self._shared_time(np.array(self._spans, SPAN), start)
-        together(world, lambda: trace.write(path, world.hosts, _one_by_one(world, mine)) if world.rank == 0 else
-                 world.comm.send(mine, 0))
+        """See `Untraced`."""
+        if self._offsets:  # else there was no step
+            if world.rank:
+                _send(world.comm, self.mine(world))
+            on_root(world, lambda: self._write(world, path))
 
-    def _shared_time(self, spans: np.ndarray, start: float) -> np.ndarray:
-        """The same in seconds since `start` on rank 0's clock: offsets were measured at the beginning and the end."""
-        (first, early), (last, late) = self._aligned
-        for name in ("begin", "end"):
-            part = (spans[name] - first) / max(last - first, 1e-9)
-            spans[name] += early + part * (late - early) - start
-        return spans
+    def _write(self, world: World, path: Path) -> None:
+        ranks = _gather(world.comm, self.mine(world))
+        try:
+            steps, of = trace.write(path, ranks, self._offsets[0].at)
+        finally:
+            for _ in ranks:  # the others wait until they are rid of theirs
+                pass
+        covers = f"{of} steps" if steps == of else f"the first {steps} of {of} steps, then it was full"
+        print(f"hpcmoe: {path} covers {covers}; open it in ui.perfetto.dev", file=sys.stderr, flush=True)
 
 
-def _one_by_one(world: World, mine: np.ndarray) -> Iterator[np.ndarray]:
-    """The spans of each rank in turn, on rank 0."""
+def open_trace(ranks: int) -> Trace:
+    """A trace with this rank's share of `MOST`."""
+    return Trace(MOST // ranks)
+
+
+def _domain() -> Any:
+    try:
+        import nvtx
+    except ImportError:
+        return None
+    return nvtx.get_domain("hpcmoe")
+
+
+def _send(comm, mine: RankTrace) -> None:
+    """To rank 0: everything but the spans, then those."""
+    comm.send((mine.rank, mine.host, len(mine.spans), mine.steps, mine.of, mine.within), 0, TAG)
+    comm.Send(mine.spans.view(np.uint8), 0, TAG)
+
+
+def _gather(comm, mine: RankTrace) -> Iterator[RankTrace]:
+    """On rank 0: its own, then those of the others, one after another."""
     yield mine
-    for rank in range(1, world.size):
-        yield world.comm.recv(source=rank)
-
-
-def offset(world: World) -> tuple[float, float]:
-    """(this rank's time now, seconds to add to it for rank 0's), by the quickest of some pings. Collective."""
-    found = 0.0
-    for rank in range(1, world.size):
-        if world.rank == rank:
-            found = min(_ping(world) for _ in range(PINGS))[1]
-        elif world.rank == 0:
-            for _ in range(PINGS):
-                world.comm.recv(source=rank)
-                world.comm.send(time.perf_counter(), rank)
-    return time.perf_counter(), found
-
-
-def _ping(world: World) -> tuple[float, float]:
-    """(round trip, offset) seconds."""
-    begin = time.perf_counter()
-    world.comm.send(None, 0)
-    there = world.comm.recv(source=0)
-    end = time.perf_counter()
-    return end - begin, there - (begin + end) / 2
+    for source in range(1, comm.size):
+        rank, host, count, steps, of, within = comm.recv(source=source, tag=TAG)
+        spans = np.zeros(count, SPAN)
+        comm.Recv(spans.view(np.uint8), source, TAG)
+        yield RankTrace(rank, host, spans, steps, of, within)

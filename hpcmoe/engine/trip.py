@@ -1,35 +1,48 @@
-"""An exchange on its way, seen from the schedule: notes when it began and when it was seen to have arrived."""
+"""An exchange on its way, and when it began and ended."""
 
 import time
+from collections.abc import Callable, Sequence
 
-from hpcmoe.engine.clock import Clock
-from hpcmoe.exchange.interface import Rows
-from hpcmoe.types import Course
+import numpy as np
+
+from hpcmoe.exchange.interface import Flight
 
 
 class Trip:
-    """A `layer.Pending` around the rows of one exchange."""
+    """One direction of one micro-batch in one layer, from the moment it is made to the last row. A `Flight`.
 
-    def __init__(self, rows: Rows, course: Course, clock: Clock) -> None:
-        """It begins now."""
-        self._rows, self.course, self._clock = rows, course, clock
-        self._begin, self._ended = time.perf_counter(), False
-        self._departed = clock.trace.depart(course.kind)
+    Its end is when the first `test` sees it, or when `wait` returns.
+    """
+
+    stage = "exchange"
+
+    def __init__(self, flight: Flight, kind: str, layer: int, micro_batch: int,
+                 landed: Callable[["Trip"], None]) -> None:
+        """`flight` may start later; kind is "dispatch" or "return"; `landed` is called once, at the end."""
+        self.kind, self.layer, self.micro_batch = kind, layer, micro_batch
+        self._flight, self._landed = flight, landed
+        self.begin = time.perf_counter()
+        self.end: float | None = None
 
     def test(self) -> bool:
         """See `Flight`."""
-        if not self._ended and self._rows.test():
-            self._end()
-        return self._ended
+        if self.end is None and self._flight.test():
+            self._land()
+        return self.end is not None
 
     def wait(self) -> None:
         """See `Flight`."""
-        if not self._ended:
-            self._rows.wait()
-            self._end()
+        self._flight.wait()
+        if self.end is None:
+            self._land()
 
-    def _end(self) -> None:
-        self._rows.wait()
-        self._ended = True
-        self._clock.trace.arrive(self._departed)
-        self._clock.travelled(self.course, self._begin, time.perf_counter())
+    def _land(self) -> None:
+        self.end = time.perf_counter()
+        self._landed(self)
+
+
+def classes(nodes: Sequence[int], rank: int) -> np.ndarray:
+    """`[len(CLASSES), R]` int64: 1 where a row that `rank` sends to each rank counts; `nodes` `[R]` as in `World`."""
+    there = np.asarray(nodes)
+    own, near = np.arange(len(there)) == rank, there == there[rank]
+    return np.array([own, near & ~own, ~near], np.int64)

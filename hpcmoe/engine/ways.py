@@ -46,6 +46,8 @@ def read_probe(job: Job, model: ModelSpec, ranks: int) -> Probe | None:
         return None
     found = probe.read(Path(job.probe))
     if (len(found.host), found.units) == (ranks, units(model, job)):
+        if job.exchange.transport == "auto":
+            found.transport  # noqa: B018  # raises where none works: here, where one rank tells
         return found
     print(f"hpcmoe: warning: probe {job.probe} was made on {len(found.host)} ranks with rows of {2 * found.units} "
           f"bytes, this job has {ranks} and {2 * units(model, job)}: it is left aside; run hpcmoe probe again",

@@ -12,6 +12,7 @@ from hpcmoe.types import Extent, Layout, dense
 class Alltoallv:
     """An `interface.Rows`. Collective over `comm`, which is duplicated."""
 
+    stage = "exchange"
     mode = "alltoallv"
 
     def __init__(self, comm, idle: Idle) -> None:

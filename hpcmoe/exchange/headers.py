@@ -15,6 +15,8 @@ class Headers:
     communicator must start in the same order everywhere.
     """
 
+    stage = "exchange"
+
     def __init__(self, comm, idle: Idle) -> None:
         self._comm = comm.Dup()
         self._idle = idle

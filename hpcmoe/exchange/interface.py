@@ -15,6 +15,9 @@ PATIENCE = 5000
 class Flight(Protocol):
     """Something under way: between ranks, or on a stream."""
 
+    stage: str
+    """What waiting for it counts as (`types.STAGES`); "" where its time is counted elsewhere."""
+
     def test(self) -> bool:
         """Moves it on, and says whether it has arrived. Local."""
         ...

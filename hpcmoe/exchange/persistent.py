@@ -51,6 +51,8 @@ class Rung:
 class Persistent:
     """An `interface.Rows`. Collective over `comm`, which is duplicated; rungs are made when first needed."""
 
+    stage = "exchange"
+
     def __init__(self, comm, idle: Idle, pays: Pays = always) -> None:
         self._comm = comm.Dup()
         self._size, self._me, self._idle, self._pays = comm.size, comm.rank, idle, pays

@@ -20,6 +20,8 @@ PIECE = 1 << 22
 class Staged:
     """An `interface.Rows` around two of them, which move the host's memory. Collective."""
 
+    stage = "exchange"
+
     def __init__(self, comm, idle: Idle, make: Callable[[], Rows]) -> None:
         """`make` opens an exchange of the host's memory; it is called twice."""
         self._size, self._me, self._idle = comm.size, comm.rank, idle

@@ -1,12 +1,9 @@
 """What all our HDF5 files have in common: how they are opened, marked, and put in place."""
 
 import datetime
-import glob
-import os
-import socket
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +11,8 @@ import h5py
 import numpy as np
 
 from hpcmoe import __version__, paths
-from hpcmoe.errors import InputError, JobError
+from hpcmoe.errors import InputError
+from hpcmoe.files import place
 from hpcmoe.files.disk import Disk
 
 T = TypeVar("T", int, str)
@@ -78,7 +76,7 @@ class NewFile(h5py.File):
     def check(self) -> None:
         """Raises `JobError` where what was written so far could not be: before long work goes on for nothing."""
         if self._disk.failure:
-            raise _unwritable(self._path, self._disk.failure)
+            raise place.unwritable(self._path, self._disk.failure)
 
 
 @contextmanager
@@ -87,12 +85,12 @@ def writing(path: Path, layout: str) -> Iterator[NewFile]:
 
     Raises `JobError` where it cannot be written: no such folder, no permission, a full disk, a quota.
     """
-    unfinished = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
+    unfinished = place.unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         disk = Disk(unfinished)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise place.unwritable(path, error) from None
     try:
         try:
             with NewFile(disk, path) as file:
@@ -104,46 +102,10 @@ def writing(path: Path, layout: str) -> Iterator[NewFile]:
         finally:
             disk.close()
         if disk.failure:
-            raise _unwritable(path, disk.failure)
-        _put_in_place(unfinished, path)
+            raise place.unwritable(path, disk.failure)
+        place.put(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _put_in_place(unfinished: Path, path: Path) -> None:
-    try:
-        unfinished.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> JobError:
-    return JobError(f"{path} cannot be written: {error.strerror or error}")
-
-
-def _prefix(path: Path) -> str:
-    """How unfinished files of `path` begin; the process that writes it follows."""
-    return f".{path.name}.{socket.gethostname()}-"
-
-
-def sweep(path: Path) -> None:
-    """Removes what writers of `path` left unfinished that died on this host."""
-    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
-        process = left.name.removeprefix(_prefix(path)).removesuffix(".tmp")
-        if process.isdigit() and not _alive(int(process)):
-            with suppress(OSError):  # somebody else's, or gone by now
-                left.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def mark(file: h5py.File, layout: str) -> None:
@@ -151,15 +113,6 @@ def mark(file: h5py.File, layout: str) -> None:
     now = datetime.datetime.now(datetime.UTC)
     file.attrs.update(format=OURS + layout, format_version=VERSION, creator=f"hpcmoe {__version__}",
                       created=now.isoformat(timespec="seconds"), uuid=str(uuid.uuid4()))
-
-
-def sync(path: Path) -> None:
-    """Waits until `path`, a file or a folder, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def put(group: h5py.Group, name: str, data: np.ndarray | Sequence[str], note: str, **options) -> h5py.Dataset:

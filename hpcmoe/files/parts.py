@@ -1,7 +1,7 @@
 """Parts: what a rank has finished since its last commit, one small HDF5 file that is never touched again.
 
 `out.h5.parts/ATTEMPT-RANK-SEQ.h5` holds whole prompts in the layout of results.h5, and this rank's share
-of the loads and step times. It appears by a rename, so a job that is killed leaves only whole parts,
+of the loads, step times and traffic. It appears by a rename, so a job that is killed leaves only whole parts,
 and a resumed job leaves out the prompts that are in them.
 """
 
@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5
-from hpcmoe.types import CLASSES, STAGES, Answer, StepTime, Traffic
+from hpcmoe.files import h5, traffic
+from hpcmoe.traffic import Traffic
+from hpcmoe.types import STAGES, Answer, StepTime
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Part:
     load: np.ndarray
     """`[L, E]` int64: rows that this rank sent to each expert since its last commit"""
     steps: tuple[StepTime, ...]
-    traffic: Traffic | None = None
-    """of this rank since its last commit; None in parts of versions that did not count it"""
     attempt: int = 0
+    traffic: Traffic | None = None
+    """`[L]`: of this rank's exchanges since its last commit; None in parts of versions that did not count it"""
 
 
 def folder(output: Path) -> Path:
@@ -73,27 +74,8 @@ def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, orig
         h5.put(file, "load", part.load, "rows sent to each expert, by layer and expert [rows]")
         _put_steps(file, part.steps)
         if part.traffic:
-            put_layers(file, part.traffic)
+            traffic.put(file, Traffic.stack([s.traffic for s in part.steps]), part.traffic, all_ranks=False)
     return path
-
-
-def put_layers(file: h5py.File, traffic: Traffic) -> None:
-    """The traffic of each layer, as parts and results have it."""
-    h5.put(file, "exchange/layer/seconds", traffic.seconds, "exchange of each layer, start to arrival [s]")
-    h5.put(file, "exchange/layer/exposed", traffic.exposed, "of these, while the rank computed nothing [s]")
-    h5.put(file, "exchange/layer/bytes", traffic.bytes, "rows sent in each layer, by class [B]")
-
-
-def take_layers(file: h5py.File, path: Path) -> Traffic | None:
-    """The other way round. Raises `InputError`."""
-    if "exchange/layer" not in file:
-        return None
-    seconds, exposed = (h5.take(file, f"exchange/layer/{name}", path, np.floating, 1)
-                        for name in ("seconds", "exposed"))
-    sizes = h5.take(file, "exchange/layer/bytes", path, np.integer, 2)
-    if not len(seconds) == len(exposed) == len(sizes) or sizes.shape[1] != len(CLASSES):
-        raise InputError(f"{path}: the datasets in exchange/layer differ in length: make the file again")
-    return Traffic(seconds, exposed, sizes)
 
 
 def put_answers(file: h5py.File, answers: Sequence[Answer]) -> None:
@@ -112,35 +94,25 @@ def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:
     h5.put(file, "timings/wall", np.array([s.wall for s in steps], np.float64), "seconds of each step [s]")
     stages = np.array([s.stages for s in steps], np.float64).reshape(len(steps), len(STAGES))
     h5.put(file, "timings/seconds", stages, "seconds of each step in each stage [s]")
-    travel = np.array([(s.exchange, s.exposed) for s in steps], np.float64).reshape(len(steps), 2)
-    h5.put(file, "exchange/step/seconds", travel[:, 0], "exchange of each step, start to arrival [s]")
-    h5.put(file, "exchange/step/exposed", travel[:, 1], "of these, while the rank computed nothing [s]")
-    h5.put(file, "exchange/step/bytes", np.array([s.bytes for s in steps], np.int64).reshape(len(steps), len(CLASSES)),
-           "rows sent in each step, by class [B]")
 
 
 def read(path: Path) -> Part:
     """The part in `path`. Raises `InputError`."""
     with h5.reading(path, "part") as file:
-        return Part(tuple(take_answers(file, path)), h5.take(file, "load", path, np.integer, 2),
-                    _take_steps(file, path), take_layers(file, path), h5.attribute(file, "attempt", path, int))
+        load = h5.take(file, "load", path, np.integer, 2)
+        return Part(tuple(take_answers(file, path)), load, _take_steps(file, path),
+                    h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path))
 
 
 def _take_steps(file: h5py.File, path: Path) -> tuple[StepTime, ...]:
     number, tokens, chosen = (h5.take(file, f"timings/{name}", path, np.integer, 1)
                               for name in ("step", "tokens", "chosen"))
     wall, stages = h5.take(file, "timings/wall", path, np.floating, 1), h5.take(file, "timings/seconds", path)
-    travel, exposed, sizes = np.zeros(len(wall)), np.zeros(len(wall)), np.zeros((len(wall), len(CLASSES)), np.int64)
-    if "exchange/step" in file:
-        travel, exposed = (h5.take(file, f"exchange/step/{name}", path, np.floating, 1)
-                           for name in ("seconds", "exposed"))
-        sizes = h5.take(file, "exchange/step/bytes", path, np.integer, 2)
-    columns = (number, tokens, chosen, wall, travel, exposed, sizes)
-    if len({len(column) for column in columns}) > 1 or stages.shape != (len(wall), len(STAGES)):
+    if len({len(column) for column in (number, tokens, chosen, wall)}) > 1 or stages.shape != (len(wall), len(STAGES)):
         raise InputError(f"{path}: the datasets in timings differ in length: make the file again")
-    return tuple(StepTime(int(n), int(t), int(c), float(w), s, float(x), float(e), tuple(b))
-                 for n, t, c, w, s, x, e, b in zip(number, tokens, chosen, wall, stages, travel, exposed,
-                                                   sizes.tolist()))
+    moved = traffic.take(file, "step", len(wall), path) or Traffic.none(len(wall))
+    return tuple(StepTime(int(n), int(t), int(c), float(w), s, m)
+                 for n, t, c, w, s, m in zip(number, tokens, chosen, wall, stages, moved.entries()))
 
 
 def take_answers(file: h5py.File, path: Path) -> list[Answer]:

@@ -4,7 +4,7 @@
     tokens/data int32, logprobs/data float32, each with offsets int64 [P + 1]
     load [L, E] int64
     timings/attempt, step, tokens, chosen, wall [steps]; timings/mean, max [steps, stages] over the ranks
-    exchange/step/seconds, exposed, hidden [steps], bytes [steps, classes]; exchange/layer/ the same [L], [L, classes]
+    exchange/step, exchange/layer, exchange/class: see `files.traffic`
     host [R]
     attributes: job (TOML), identity, versions, ranks, experts_per_rank
 """
@@ -17,10 +17,11 @@ import h5py
 import numpy as np
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, parts
+from hpcmoe.files import h5, parts, traffic
 from hpcmoe.files.parts import Part, Provenance
 from hpcmoe.files.prompts import Prompts
-from hpcmoe.types import CLASSES, STAGES, Answer, Traffic, no_traffic
+from hpcmoe.traffic import Traffic
+from hpcmoe.types import STAGES, Answer
 
 HEAD = 1 << 16
 """Bytes at the beginning of a file that have its mark in them, even where the rest is lost."""
@@ -45,7 +46,7 @@ class StepTable:
     max: np.ndarray
     """`[steps, stages]` float64: the same on the slowest rank"""
     traffic: Traffic
-    """of each step in place of each layer: seconds as mean over the ranks, bytes of all ranks"""
+    """`[steps]`: seconds are means over the ranks, bytes are those of all ranks"""
 
 
 def is_finished(output: Path, identity: str) -> bool:
@@ -85,10 +86,7 @@ def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[n
         h5.put(file, "load", load, "rows sent to each expert, by layer and expert [rows]")
         table = tabulate(pieces)
         _put_timings(file, table)
-        put_traffic(file, "step", table.traffic)
-        layers = [piece.traffic for piece in pieces if piece.traffic]
-        put_traffic(file, "layer", _mean(sum(layers[1:], layers[0]) if layers else no_traffic(len(load)), origin.ranks))
-        h5.put_strings(file, "exchange/class", CLASSES, "names of the classes of bytes")
+        traffic.put(file, table.traffic, by_layer(pieces), all_ranks=True)
     parts.remove(output)
 
 
@@ -98,10 +96,10 @@ def tabulate(pieces: Sequence[Part]) -> StepTable:
     order = {key: row for row, key in enumerate(sorted({key for key, _ in keyed}))}
     rows = np.array([order[key] for key, _ in keyed], np.int64)
     n = len(order)
-    ranks = np.bincount(rows, minlength=n)[:, None]
+    ranks = np.bincount(rows, minlength=n)
     tokens, chosen = np.zeros((2, n), np.int64)
-    travel = no_traffic(n)
     wall, mean, largest = np.zeros(n), np.zeros((n, len(STAGES))), np.zeros((n, len(STAGES)))
+    moved = Traffic.none(n)
     if n:
         np.add.at(tokens, rows, [s.tokens for _, s in keyed])
         np.add.at(chosen, rows, [s.chosen for _, s in keyed])
@@ -109,38 +107,25 @@ def tabulate(pieces: Sequence[Part]) -> StepTable:
         stages = np.array([s.stages for _, s in keyed])
         np.add.at(mean, rows, stages)
         np.maximum.at(largest, rows, stages)
-        mean /= ranks
-        np.add.at(travel.seconds, rows, [s.exchange for _, s in keyed])
-        np.add.at(travel.exposed, rows, [s.exposed for _, s in keyed])
-        np.add.at(travel.bytes, rows, [s.bytes for _, s in keyed])
-        travel = _mean(travel, ranks[:, 0])
+        mean /= ranks[:, None]
+        every = Traffic.stack([s.traffic for _, s in keyed])
+        for sums, values in ((moved.seconds, every.seconds), (moved.exposed, every.exposed),
+                             (moved.bytes, every.bytes)):
+            np.add.at(sums, rows, values)
+        moved = Traffic(moved.seconds / ranks, moved.exposed / ranks, moved.bytes)
     attempt, step = np.array(sorted(order), np.int64).reshape(n, 2).T
-    return StepTable(attempt, step, tokens, chosen, wall, mean, largest, travel)
+    return StepTable(attempt, step, tokens, chosen, wall, mean, largest, moved)
 
 
-def _mean(traffic: Traffic, ranks: int | np.ndarray) -> Traffic:
-    """Seconds as mean over so many ranks; bytes as they are."""
-    return Traffic(traffic.seconds / ranks, traffic.exposed / ranks, traffic.bytes)
-
-
-def put_traffic(file: h5py.File, over: str, traffic: Traffic) -> None:
-    """The exchanges of each step or layer, as `over` says."""
-    hidden = 1 - traffic.exposed / np.where(traffic.seconds > 0, traffic.seconds, 1.0)
-    h5.put(file, f"exchange/{over}/seconds", traffic.seconds,
-           f"exchange of each {over}, from start to arrival, mean over the ranks [s]")
-    h5.put(file, f"exchange/{over}/exposed", traffic.exposed,
-           "of these, while the rank computed nothing, mean over the ranks [s]")
-    h5.put(file, f"exchange/{over}/hidden", np.where(traffic.seconds > 0, np.maximum(hidden, 0), 0.0),
-           "part of the exchange that is not exposed")
-    h5.put(file, f"exchange/{over}/bytes", traffic.bytes, f"rows sent in each {over}, by class, all ranks [B]")
-
-
-def traffic(file: h5py.File, path: Path) -> Traffic | None:
-    """The exchanges of each step in a results file; None where they were not counted. Raises `InputError`."""
-    if "exchange/step" not in file:
-        return None
-    seconds, exposed = (h5.take(file, f"exchange/step/{name}", path, np.floating, 1) for name in ("seconds", "exposed"))
-    return Traffic(seconds, exposed, h5.take(file, "exchange/step/bytes", path, np.integer, 2))
+def by_layer(pieces: Sequence[Part]) -> Traffic:
+    """`[L]`: of all steps; seconds are means over the ranks of each attempt, bytes are those of all ranks."""
+    total = Traffic.none(len(pieces[0].load))
+    for attempt in {piece.attempt for piece in pieces}:
+        mine = [piece for piece in pieces if piece.attempt == attempt]
+        ranks = np.bincount(np.array([s.step for piece in mine for s in piece.steps], np.int64)).max(initial=1)
+        for moved in (piece.traffic for piece in mine if piece.traffic):
+            total += Traffic(moved.seconds / ranks, moved.exposed / ranks, moved.bytes)
+    return total
 
 
 def _put_timings(file: h5py.File, table: StepTable) -> None:
@@ -156,15 +141,13 @@ def _put_timings(file: h5py.File, table: StepTable) -> None:
 
 def steps(file: h5py.File, path: Path) -> StepTable:
     """The step times in a results file. Raises `InputError`."""
-    counts = [h5.take(file, f"timings/{name}", path, np.integer, 1)
-              for name in ("attempt", "step", "tokens", "chosen")]
-    times = [h5.take(file, "timings/wall", path, np.floating, 1),
-             *(h5.take(file, f"timings/{name}", path, np.floating, 2) for name in ("mean", "max"))]
-    if len({len(column) for column in counts + times}) > 1:
+    counts = attempt, step, tokens, chosen = [h5.take(file, f"timings/{name}", path, np.integer, 1)
+                                              for name in ("attempt", "step", "tokens", "chosen")]
+    wall = h5.take(file, "timings/wall", path, np.floating, 1)
+    mean, largest = (h5.take(file, f"timings/{name}", path, np.floating, 2) for name in ("mean", "max"))
+    if len({len(column) for column in (*counts, wall, mean, largest)}) > 1:
         raise InputError(f"{path}: the datasets in timings differ in length: make the file again")
-    attempt, step, tokens, chosen = counts
-    wall, mean, largest = times
-    moved = traffic(file, path) or no_traffic(len(wall))
+    moved = traffic.take(file, "step", len(wall), path) or Traffic.none(len(wall))
     return StepTable(attempt, step, tokens, chosen, wall, mean, largest, moved)
 
 

@@ -1,65 +1,118 @@
-"""out.trace.json: what each rank did when, in the trace event format that ui.perfetto.dev and chrome://tracing read.
+"""out.trace.json: what each rank did when, in Chrome's trace event format, for ui.perfetto.dev and chrome://tracing.
 
-A process is a rank; its threads are rows: compute, pack, wait, and one for the exchanges of each micro-batch.
+A process is a rank, its threads are the rows of `ROWS`; "exchange" is one row for each micro-batch, for their flights
+overlap. Times are microseconds of rank 0's clock since the trace began. `otherData` says which steps are whole on all
+ranks, and how well each rank's clock is known.
 """
 
-import contextlib
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
-from hpcmoe.errors import JobError
+from hpcmoe import __version__
+from hpcmoe.files import place
+from hpcmoe.traffic import CLASSES
 from hpcmoe.types import STAGES
 
-NAMES = (*STAGES, "dispatch", "return")
-ROWS = ("compute", "pack", "wait")
-"""Behind them comes "exchange N" for micro-batch N."""
-Span = tuple[int, int, float, float, int, int, int, int]
-SPAN = np.dtype([("row", "u2"), ("name", "u1"), ("begin", "f8"), ("end", "f8"), ("step", "i4"), ("layer", "i4"),
-                 ("micro_batch", "i2"), ("rows", "i8")])
-"""Times in seconds; -1 where a number does not apply."""
-ARGUMENTS = ("step", "layer", "micro_batch", "rows")
+ROWS = ("step", "compute", "pack", "wait", "exchange")
+NAMES = ("step", *STAGES, "start", "dispatch", "return", "vote", "compute")
+"""What a span may be: a step; a stage; on the row "wait" the start of an exchange, an exchange, a vote of all ranks, or
+work on the stream; on the rows "exchange" a dispatch or a return."""
+SPAN = np.dtype([("begin", "f8"), ("end", "f8"), ("sent", "i8", len(CLASSES)), ("step", "i4"), ("rows", "i4"),
+                 ("layer", "i2"), ("micro_batch", "i2"), ("row", "u1"), ("name", "u1")])
+"""A span of time of one rank, in seconds; -1 where layer, micro_batch or rows have no sense."""
 
 
-def row_number(name: str) -> int:
-    """Its place among the rows of a rank."""
-    return ROWS.index(name) if name in ROWS else len(ROWS) + int(name.split()[1])
+@dataclass(frozen=True)
+class RankTrace:
+    """What one rank recorded."""
+
+    rank: int
+    host: str
+    spans: np.ndarray
+    """`[n]` of `SPAN`, on rank 0's clock"""
+    steps: int
+    """whole steps, from the first"""
+    of: int
+    """steps that it ran"""
+    within: float
+    """so far at most its clock was off [s]"""
 
 
-def row_name(number: int) -> str:
-    """The other way round."""
-    return ROWS[number] if number < len(ROWS) else f"exchange {number - len(ROWS)}"
+def beside(output: Path) -> Path:
+    """Where the trace of the run that writes `output` goes."""
+    return output.with_suffix(".trace.json")
 
 
-def write(path: Path, hosts: Sequence[str], ranks: Iterable[np.ndarray]) -> None:
-    """Writes the spans of each rank, `[n]` of `SPAN`, whole or not at all. Raises `JobError`."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write(path: Path, ranks: Iterable[RankTrace], begin: float) -> tuple[int, int]:
+    """Writes what `ranks` recorded since `begin`, one rank after another; returns the steps that are whole on all of
+    them, and how many ran. Raises `JobError` where the file cannot be written."""
+    unfinished = place.unfinished(path)
     try:
-        with unfinished.open("w") as file:
-            file.write('{"displayTimeUnit": "ms", "traceEvents": [')
-            comma = ""
-            for rank, spans in enumerate(ranks):
-                for event in _events(rank, hosts[rank], spans):
-                    file.write(f"{comma}\n{json.dumps(event)}")
-                    comma = ","
-            file.write("\n]}\n")
-        unfinished.replace(path)
+        with unfinished.open("w", encoding="utf-8") as file:
+            steps, of = _write(file, ranks, begin)
+            file.flush()
+            os.fsync(file.fileno())
+        place.put(unfinished, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise JobError(f"trace {path} cannot be written: {error.strerror or error}") from None
+        raise place.unwritable(path, error) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return steps, of
 
 
-def _events(rank: int, host: str, spans: np.ndarray) -> Iterable[dict]:
-    yield {"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "ts": 0,
-           "args": {"name": f"rank {rank} on {host}"}}
-    yield {"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "ts": 0, "args": {"sort_index": rank}}
-    for row in np.unique(spans["row"]).tolist():
-        yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": row, "ts": 0, "args": {"name": row_name(row)}}
-    for row, name, begin, end, *numbers in spans.tolist():
-        yield {"ph": "X", "name": NAMES[name], "pid": rank, "tid": row, "ts": round(begin * 1e6, 3),
-               "dur": round((end - begin) * 1e6, 3),
-               "args": {key: number for key, number in zip(ARGUMENTS, numbers) if number >= 0}}
+def _write(file: TextIO, ranks: Iterable[RankTrace], begin: float) -> tuple[int, int]:
+    told, within = [], []
+    file.write('{"traceEvents": [')
+    before = "\n"
+    for rank in ranks:
+        for event in _events(rank, begin):
+            file.write(before + event)
+            before = ",\n"
+        told.append((rank.steps, rank.of))
+        within.append(round(rank.within * 1e6, 3))
+    steps, of = min(told)
+    about = {"creator": f"hpcmoe {__version__}", "steps": of, "whole_steps": steps, "clock_within_us": within}
+    file.write(f'\n],\n"displayTimeUnit": "ms",\n"otherData": {dumps(about)}}}\n')
+    return steps, of
+
+
+def _events(rank: RankTrace, begin: float) -> Iterator[str]:
+    """JSON objects: the names of the rank and its rows, then its spans."""
+    yield _name(rank.rank, 0, "process_name", name=f"rank {rank.rank} on {rank.host}")
+    yield _name(rank.rank, 0, "process_sort_index", sort_index=rank.rank)
+    flights = rank.spans["micro_batch"][rank.spans["row"] == ROWS.index("exchange")]
+    exchanges = [f"exchange {n}" for n in range(int(flights.max(initial=0)) + 1)]
+    for row, name in enumerate((*ROWS[:-1], *exchanges)):
+        yield _name(rank.rank, row, "thread_name", name=name)
+        yield _name(rank.rank, row, "thread_sort_index", sort_index=row)
+    # whole nanoseconds, so that spans that touch do not overlap when their beginning and length are rounded
+    times = [np.rint((rank.spans[which] - begin) * 1e9).astype(np.int64).tolist() for which in ("begin", "end")]
+    for first, last, span in zip(*times, rank.spans.tolist()):
+        yield _event(rank.rank, first, last, span)
+
+
+def _name(pid: int, tid: int, kind: str, **what: str | int) -> str:
+    return dumps({"name": kind, "ph": "M", "ts": 0, "pid": pid, "tid": tid, "args": what})
+
+
+def _event(pid: int, first: int, last: int, span: tuple) -> str:
+    _, _, sent, step, rows, layer, micro_batch, row, name = span
+    flies = ROWS[row] == "exchange"
+    known = [("step", step), ("layer", layer), ("micro_batch", micro_batch), ("rows", rows)]
+    args = [f'"{key}": {value}' for key, value in known if value >= 0]
+    if flies:
+        args += [f'"bytes to {there}": {count}' for there, count in zip(CLASSES, sent)]
+    tid = row + micro_batch if flies else row
+    return (f'{{"name": "{NAMES[name]}", "ph": "X", "ts": {_micro(first)}, "dur": {_micro(last - first)}, '
+            f'"pid": {pid}, "tid": {tid}, "args": {{{", ".join(args)}}}}}')
+
+
+def _micro(nanoseconds: int) -> str:
+    """As microseconds: exact, where a float would round."""
+    return f"{nanoseconds // 1000}.{nanoseconds % 1000:03d}"

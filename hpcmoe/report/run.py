@@ -8,24 +8,23 @@ import numpy as np
 from hpcmoe import config, launch
 from hpcmoe.files import h5, results
 from hpcmoe.report import text
-from hpcmoe.report.show import print_load, speed_line, traffic_line, was_scored
+from hpcmoe.report.show import print_load, print_traffic, speed_line, was_scored
 
 
-def run(path: Path, overrides: tuple[str, ...], overwrite: bool, trace: bool) -> int:
+def run(path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool) -> int:
     """Runs a job on all ranks; returns the exit code. Collective."""
     world = launch.start()
-    return launch.guarded(world, lambda: _run(world, path, overrides, overwrite, trace))
+    return launch.guarded(world, lambda: _run(world, path, overrides, overwrite, traced))
 
 
-def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite: bool, trace: bool) -> None:
+def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool) -> None:
     job = launch.on_root(world, lambda: config.load(path, overrides))
     if world.rank == 0:
         print(roll(world), file=sys.stderr, flush=True)
     from hpcmoe.engine import job as life
-    output = Path(job.output)
-    traced = output.with_suffix(".trace.json") if trace else None
     worked = life.run(world, job, overwrite, traced)
     if world.rank == 0:
+        output = Path(job.output)
         print(summary(output) if worked else f"{output} is finished already; --overwrite runs the job again")
 
 
@@ -50,8 +49,7 @@ def summary(output: Path) -> str:
     out = text.console()
     with out.capture() as page:
         out.print(f"{output}: {prompts} prompts, {speed_line(steps, scored)}")
-        if steps.traffic.bytes.any():
-            out.print(traffic_line(steps.traffic))
+        print_traffic(out, steps)
         if load.size and np.any(load):
             print_load(out, load, slots)
     return page.get().rstrip()

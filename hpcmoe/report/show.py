@@ -18,7 +18,8 @@ from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
 from hpcmoe.report import bench_exchange, text
 from hpcmoe.report.probe import page as probe_page
-from hpcmoe.types import CLASSES, STAGES, Answer, Traffic
+from hpcmoe.traffic import CLASSES
+from hpcmoe.types import STAGES, Answer
 
 WIDEST = 16
 """Columns of experts that a table shows."""
@@ -85,8 +86,7 @@ def _results(out: Console, path: Path, limit: int) -> None:
         if "timings/mean" in file:
             steps = results.steps(file, path)
             out.print(speed_line(steps, was_scored(file, path)))
-            if steps.traffic.bytes.any():
-                out.print(traffic_line(steps.traffic))
+            print_traffic(out, steps)
             out.print("Seconds by stage, summed over the steps:")
             out.print(stage_table(steps))
 
@@ -150,13 +150,15 @@ def speed_line(steps: StepTable, scored: bool) -> str:
             f"{new / max(wall, 1e-9):.1f} tokens/s ({int(steps.tokens.sum())} computed, prompts included)")
 
 
-def traffic_line(traffic: Traffic) -> str:
-    """Seconds and bytes of the exchange over all steps."""
-    seconds, exposed, sizes = traffic.seconds.sum(), traffic.exposed.sum(), traffic.bytes.sum(axis=0)
-    shares = ", ".join(f"{100 * part / sizes.sum():.0f} % {name}" for part, name in zip(sizes, CLASSES))
-    return (f"exchange {text.seconds(seconds)} per rank, {text.seconds(exposed)} of it exposed "
-            f"({100 * max(0.0, 1 - exposed / max(seconds, 1e-12)):.0f} % hidden); "
-            f"{text.size(float(sizes.sum()))} of rows: {shares}")
+def print_traffic(out: Console, steps: StepTable) -> None:
+    """What all exchanges took and moved, where there were any: "exchange 12.3 s, 2.1 s exposed (83 % hidden) …"."""
+    sums = steps.traffic.total()
+    if not sums.seconds:
+        return
+    moved = max(int(sums.bytes.sum()), 1)
+    shares = ", ".join(f"{100 * count / moved:.0f} % {where}" for where, count in zip(CLASSES, sums.bytes.tolist()))
+    out.print(f"exchange {text.seconds(float(sums.seconds))}, {text.seconds(float(sums.exposed))} exposed "
+              f"({100 * float(sums.hidden):.0f} % hidden), {text.size(int(sums.bytes.sum()))}: {shares}")
 
 
 def stage_table(steps: StepTable) -> Table:

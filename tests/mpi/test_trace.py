@@ -1,103 +1,173 @@
-"""A traced job: every exchange on every rank, on one clock; and the traffic in its results."""
+"""Traces of whole jobs on real ranks, and what results say of their exchanges."""
 
-import itertools
-import json
-from collections import Counter
+import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import traces
 from models import TINY
 
 from hpcmoe import config, launch, tables
 from hpcmoe.engine import job as life
-from hpcmoe.engine import trace
-from hpcmoe.files import prompts
-from hpcmoe.report.run import summary
+from hpcmoe.engine.align import aligned, measure
+from hpcmoe.files import prompts, results
+from hpcmoe.files.trace import beside
+from hpcmoe.traffic import CLASSES
 
 pytestmark = pytest.mark.mpi
-SETTINGS = ("compute.dtype=float32", "generate.max_new_tokens=4", "generate.ignore_eos=true",
-            "schedule.max_sequences=2")
+ITEM = 4
+"""Bytes of a float32."""
 
 
-def run(comm, folder: Path, name: str, schedule: str, nodes: tuple[int, ...]) -> Path:
-    """A traced job on ranks of these nodes; its output."""
-    path = folder / "traced.toml"
+@pytest.fixture(scope="module")
+def folder(comm, shared_tmp) -> Path:
+    """A job on a model with an expert per rank, so that a token goes to each of its experts by itself."""
+    shared = shared_tmp / "traces"
     if comm.rank == 0:
-        (folder / "traced-spec.toml").write_text(tables.dump(TINY))
-        prompts.write(folder / "traced-p.h5", list("abcdefgh"), [np.arange(n + 1, dtype=np.int32) for n in range(8)])
-        path.write_text('model = "traced-spec.toml"\nprompts = "traced-p.h5"\noutput = "traced.h5"\n')
+        shared.mkdir()
+        rng = np.random.default_rng(1)
+        spec = replace(TINY, moe=replace(TINY.moe, experts=comm.size, top_k=min(2, comm.size)))
+        (shared / "spec.toml").write_text(tables.dump(spec))
+        prompts.write(shared / "p.h5", list("abcde"), [rng.integers(0, 97, n).astype(np.int32)
+                                                           for n in (3, 9, 1, 5, 2)])
+        (shared / "job.toml").write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "o.h5"\n')
     comm.Barrier()
-    job = config.load(path, (*SETTINGS, f"schedule.mode={schedule}"))
-    output = folder / f"traced-{name}.h5"
-    job = replace(job, output=str(output))
-    life.run(replace(launch.start(), nodes=nodes), job, False, output.with_suffix(".trace.json"))
-    comm.Barrier()
-    return output
+    return shared
+
+
+def run(comm, folder: Path, output: str, *overrides: str, traced: bool = True, nodes: tuple[int, ...] = ()) -> Path:
+    """Runs the job on all ranks; `nodes` is what the ranks are to believe of each other."""
+    settings = (f"output='{folder / output}'", "generate.max_new_tokens=4", "compute.dtype=float32", *overrides)
+    job = comm.bcast(config.load(folder / "job.toml", settings) if comm.rank == 0 else None)
+    world = launch.start()
+    life.run(replace(world, nodes=nodes or world.nodes), job, overwrite=False, traced=traced)
+    return Path(job.output)
+
+
+def moved(output: Path, by: str = "layer") -> np.ndarray:
+    """Bytes by layer or step, and class."""
+    with h5py.File(output) as file:
+        return file[f"exchange/{by}/bytes"][:]
 
 
 @pytest.mark.parametrize("schedule", ["serial", "overlapped"])
-def test_every_rank_and_exchange_is_there_on_one_clock(comm, shared_tmp, everywhere, schedule):
-    output = run(comm, shared_tmp, schedule, schedule, (0,) * comm.size)
+def test_a_job_is_traced(comm, folder, everywhere, schedule):
+    output = run(comm, folder, f"{schedule}.h5", f"schedule.mode={schedule}", "schedule.micro_batches=2")
     problems = []
     if comm.rank == 0:
-        events = [e for e in json.loads(output.with_suffix(".trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
-        names = {e["name"] for e in events}
-        if not names >= {"attention", "gate", "pack", "expert", "combine", "head", "dispatch", "return"}:
-            problems.append(f"only {names}")
-        flights = [e for e in events if e["name"] in ("dispatch", "return") and "rows" in e["args"]]
-        keys = [(e["pid"], e["name"], *(e["args"][k] for k in ("step", "layer", "micro_batch"))) for e in flights]
-        steps = 1 + max(e["args"]["step"] for e in flights)
-        if sorted(Counter(keys).values()) != [1] * (comm.size * 2 * steps * len(TINY.moe_layers) * 2):
-            problems.append(f"{len(keys)} exchanges in {steps} steps")
-        begun: dict = {}
-        for key, e in zip(keys, flights):
-            begun.setdefault(key[1:], []).append(e)
-        for key, those in begun.items():  # nothing arrives everywhere before all have sent
-            if max(e["ts"] for e in those) > max(e["ts"] + e["dur"] for e in those) + 100:
-                problems.append(f"{key} arrived before it left")
-        for rank, row in {(e["pid"], e["tid"]) for e in events}:
-            there = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if (e["pid"], e["tid"]) == (rank, row))
-            if any(later[0] < earlier[1] - 0.01 for earlier, later in itertools.pairwise(there)):
-                problems.append(f"spans of row {row} of rank {rank} overlap")
+        trace = traces.read(beside(output))
+        problems = traces.wrong(trace, comm.size) + missing(trace, output) + unlikely(trace)
+        sums = np.zeros((TINY.layers, len(CLASSES)), np.int64)
+        for e in traces.spans(trace, "exchange"):
+            sums[e["args"]["layer"]] += [e["args"][f"bytes to {there}"] for there in CLASSES]
+        if not np.array_equal(sums, moved(output)):
+            problems.append(f"bytes of the trace {sums} and of the results {moved(output)}")
     everywhere(problems)
 
 
-def test_bytes_by_class_are_those_of_the_rows(comm, shared_tmp, everywhere):
-    """Every second rank is on another node."""
-    output = run(comm, shared_tmp, "bytes", "serial", tuple(rank % 2 for rank in range(comm.size)))
+def missing(trace: dict, output: Path) -> list[str]:
+    """Exchanges that are not there once on each rank, and rows that are empty."""
+    with h5py.File(output) as file:
+        steps = len(file["timings/step"])
+    ranks = trace["traceEvents"][-1]["pid"] + 1
+    found: dict = defaultdict(int)
+    for e in traces.spans(trace, "exchange"):
+        found[e["pid"], e["name"], e["args"]["step"], e["args"]["layer"], int(e["row"].split()[1])] += 1
+    expected = {(rank, kind, step, layer, number) for rank in range(ranks) for kind in ("dispatch", "return")
+                for step in range(steps) for layer in TINY.moe_layers for number in (0, 1)}
+    problems = [f"no {key}" for key in expected - found.keys()] + [f"{key} more than once" for key in found
+                                                                    if found[key] > 1]
+    told = {(e["row"], e["name"]) for e in traces.spans(trace)}
+    wanted = {("step", "step"), ("pack", "pack"), ("wait", "vote"), ("wait", "start"), ("wait", "dispatch"),
+              *(("compute", name) for name in ("attention", "gate", "expert", "combine", "head"))}
+    return problems + [f"nothing is {name} on row {row}" for row, name in wanted - told]
+
+
+def unlikely(trace: dict) -> list[str]:
+    """Rows that have arrived before a peer began to say how many it sends: the clocks of two ranks disagree."""
+    tolerance = 2 * max(trace["otherData"]["clock_within_us"]) + 1
+    begun: dict = defaultdict(float)
+    ended: dict = defaultdict(lambda: np.inf)
+    for e in traces.spans(trace, "exchange"):
+        key = e["args"]["step"], e["args"]["layer"], e["row"]
+        if e["name"] == "dispatch":
+            begun[key] = max(begun[key], e["ts"])
+        ended[e["name"], key] = min(ended[e["name"], key], e["end"])
+    return [f"{kind} of {key} ends at {end} us, a peer began at {begun[key]} us"
+            for (kind, key), end in ended.items() if end < begun[key] - tolerance]
+
+
+def test_bytes_are_those_of_the_rows_of_the_load(comm, folder, everywhere):
+    """A row to an expert and its answer for each choice of a token, own rows included."""
+    output = run(comm, folder, "bytes.h5", traced=False)
+    problems = ["traced"] if beside(output).exists() else []
+    if comm.rank == 0:
+        with h5py.File(output) as file:
+            rows = file["load"][:].sum(axis=1)
+        if moved(output).sum(axis=1).tolist() != (2 * rows * TINY.hidden * ITEM).tolist():
+            problems.append(f"{moved(output)} bytes of {rows} rows")
+        if not np.array_equal(moved(output).sum(axis=0), moved(output, "step").sum(axis=0)):
+            problems.append("steps and layers differ")
+    everywhere(problems)
+
+
+def test_bytes_are_told_by_node(comm, folder, everywhere):
+    """The same job on one node, on pairs of ranks, and on a node for each rank."""
+    size = comm.size
+    nodes = {"one": (0,) * size, "pairs": tuple(r // 2 for r in range(size)), "all": tuple(range(size))}
+    found = {name: run(comm, folder, f"nodes-{name}.h5", nodes=given) for name, given in nodes.items()}
+    problems = []
+    if comm.rank == 0:
+        own, near, far = (np.array([moved(path).sum(axis=0)[n] for path in found.values()]) for n in range(3))
+        others = near[0]
+        right = (len(set(own)) == 1 and (near + far == others).all() and near[2] == far[0] == 0
+                 and (size < 2 or others > 0) and (size < 3 or 0 < near[1] < others))
+        problems = [] if right else [f"own {own}, near {near}, far {far}"]
+    everywhere(problems)
+
+
+def test_seconds_are_those_of_the_waits(comm, folder, everywhere):
+    output = run(comm, folder, "seconds.h5", traced=False)
     problems = []
     if comm.rank == 0:
         with h5py.File(output) as file:
-            load, sizes = file["load"][:], file["exchange/layer/bytes"][:]
-            home = load.sum(axis=1) * TINY.hidden * 4
-            total = sizes.sum(axis=1)
-            both = total >= 2 * home if comm.size >= TINY.experts else total > home  # there, and trailers; and home
-            if not both[1:].all() or total[0] != 0:
-                problems.append(f"{sizes.tolist()} for {load.tolist()}")
-            if not np.array_equal(sizes.sum(axis=0), file["exchange/step/bytes"][:].sum(axis=0)):
-                problems.append("layers and steps differ")
-            if (sizes[:, 2] > 0).any() != (comm.size > 1) or (sizes[:, 1] > 0).any() != (comm.size > 2):
-                problems.append(f"classes {sizes.tolist()}")
-            for over in ("step", "layer"):
-                hidden = file[f"exchange/{over}/hidden"][:]
-                if not ((hidden >= 0) & (hidden <= 1)).all():
-                    problems.append(f"hidden {hidden}")
-            if [n.decode() for n in file["exchange/class"]] != ["own rank", "same node", "other nodes"]:
-                problems.append("classes have other names")
-        if "hidden" not in summary(output):
-            problems.append("the summary does not tell")
+            steps = results.steps(file, output)
+            layers = file["exchange/layer/seconds"][:]
+        t = steps.traffic
+        right = {"exposed": (t.exposed > 0).all() and (t.exposed <= t.seconds).all(),
+                 "within the step": (t.seconds <= steps.wall * 1.001).all(),
+                 "layers": np.isclose(layers.sum(), t.seconds.sum()) and layers[0] == 0 and (layers[1:] > 0).all()}
+        problems = [name for name, is_right in right.items() if not is_right]
     everywhere(problems)
 
 
-def test_a_full_trace_says_where_it_ends(comm, shared_tmp, everywhere, monkeypatch, capfd):
-    monkeypatch.setattr(trace, "LIMIT", 40 * comm.size)
-    output = run(comm, shared_tmp, "full", "overlapped", tuple(range(comm.size)))
-    problems = []
-    if comm.rank == 0:
-        events = json.loads(output.with_suffix(".trace.json").read_text())["traceEvents"]
-        if sum(e["ph"] == "X" for e in events) != 40 * comm.size or "the trace is full" not in capfd.readouterr().err:
-            problems.append("nothing is said")
-    everywhere(problems)
+def test_clocks_that_differ_are_set(comm, everywhere):
+    """Ranks whose clocks began hours apart and run differently fast; all are on one node, so the truth is known."""
+    def mine(now: float) -> float:
+        return 3600.0 * comm.rank + now * (1 + 1e-4 * comm.rank)
+
+    first = measure(comm, launch.rest, lambda: mine(time.perf_counter()))
+    begin = time.perf_counter()
+    time.sleep(0.05)
+    end = time.perf_counter()
+    last = measure(comm, launch.rest, lambda: mine(time.perf_counter()))
+    off = aligned(np.array([mine(begin), mine(end)]), first, last) - [begin, end]
+    limit = 2 * max(first.within, last.within) + 1e-5
+    everywhere([] if (abs(off) <= limit).all() else [f"{off} s off, more than {limit}"])
+
+
+def test_clocks_of_one_node_are_one(comm, everywhere):
+    found = measure(comm, launch.rest)
+    everywhere([] if abs(found.ahead) <= 1e-3 else [f"{found}"])
+
+
+def test_a_trace_of_what_was_left(comm, folder, everywhere):
+    """Of a job that is done already nothing is written."""
+    output = run(comm, folder, "twice.h5", traced=False)
+    comm.Barrier()
+    run(comm, folder, "twice.h5")
+    everywhere(["a trace of nothing"] if beside(output).exists() else [])

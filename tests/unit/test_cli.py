@@ -129,7 +129,7 @@ def test_the_output_on_the_command_line_is_the_path_that_was_typed(name, tmp_pat
     import hpcmoe.report.run as page
 
     seen = []
-    monkeypatch.setattr(page, "run", lambda path, overrides, *rest: seen.append(config.load(path, overrides)) or 0)
+    monkeypatch.setattr(page, "run", lambda path, overrides, *flags: seen.append(config.load(path, overrides)) or 0)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "job.toml").write_text('model = "m.h5"\nprompts = "p.h5"\noutput = "o.h5"\n')

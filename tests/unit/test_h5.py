@@ -13,7 +13,7 @@ import pytest
 from helpers import MOE, Given, all_files, answer, damage, put_part, put_prompts
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, model, parts, prompts, results
+from hpcmoe.files import h5, model, parts, place, prompts, results
 from hpcmoe.files.model import ModelFile
 
 
@@ -151,7 +151,7 @@ class TestDisk:
         kept = [f".x.h5.{host}-{os.getpid()}.tmp", f".x.h5.other-{dead.pid}.tmp", f".y.h5.{host}-{dead.pid}.tmp"]
         for name in (*kept, f".x.h5.{host}-{dead.pid}.tmp"):
             (tmp_path / name).write_text("")
-        h5.sweep(tmp_path / "x.h5")
+        place.sweep(tmp_path / "x.h5")
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
 
 

@@ -1,141 +1,206 @@
-"""The trace file, what a trace keeps, and the arithmetic of hidden and exposed exchange."""
+"""The trace: what is recorded, how much of it, and the file that others read."""
 
-import json
+import errno
+import itertools
+import os
+import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import traces
 
+from hpcmoe import launch
+from hpcmoe.engine.align import Offset, aligned, measure
 from hpcmoe.engine.clock import Clock
-from hpcmoe.engine.segments import classes
-from hpcmoe.engine.stream import AtOnce, Worker
-from hpcmoe.engine.trace import Trace
-from hpcmoe.engine.trip import Trip
+from hpcmoe.engine.trace import Trace, Untraced, open_trace
 from hpcmoe.errors import JobError
+from hpcmoe.exchange.interface import Flight
 from hpcmoe.files import trace
-from hpcmoe.files.trace import NAMES, SPAN
-from hpcmoe.types import Course
+from hpcmoe.files.trace import NAMES, ROWS, SPAN, RankTrace
+from hpcmoe.traffic import CLASSES
 
-COURSE = Course("dispatch", 1, 0, 5)
-
-
-def spans(*rows) -> np.ndarray:
-    return np.array([(trace.row_number(row), NAMES.index(name), begin, end, 3, 1, 0, rows)
-                     for row, name, begin, end, rows in rows], SPAN)
+ALONE = SimpleNamespace(rank=0, size=1)
+SENT = np.arange(len(CLASSES))
 
 
-def test_the_file_is_what_viewers_read(tmp_path):
-    mine = spans(("compute", "expert", 1.0, 1.5, -1), ("exchange 1", "return", 1.2, 2.0, 7))
-    trace.write(tmp_path / "t.json", ["a", "b"], iter([mine, mine[:0]]))
-    found = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
-    assert all({"ph", "name", "pid", "tid", "ts"} <= set(event) for event in found)
-    assert {e["args"]["name"] for e in found if e["name"] == "process_name"} == {"rank 0 on a", "rank 1 on b"}
-    assert {e["args"]["name"] for e in found if e["name"] == "thread_name"} == {"compute", "exchange 1"}
-    sent = next(e for e in found if e["name"] == "return")
-    assert (sent["ts"], sent["dur"], sent["pid"]) == (1.2e6, 0.8e6, 0)
-    assert sent["args"] == {"step": 3, "layer": 1, "micro_batch": 0, "rows": 7}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json"]
+def world(rank=0):
+    return SimpleNamespace(rank=rank, size=2, hosts=("here", "there"))
 
 
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(JobError, match=r"trace .* cannot be written"):
-        trace.write(tmp_path / "nowhere" / "t.json", ["a"], iter([spans()]))
+def recorded(limit=100, steps=3, spans=5):
+    """A trace of some steps, each with as many spans on the row "compute"."""
+    found = Trace(limit)
+    found.align(ALONE, launch.spin)
+    for found.step in range(steps):
+        for _ in range(spans):
+            found.push("gate")
+            begin = time.perf_counter()
+            found.pop("compute", "gate", begin, time.perf_counter(), 1, 0, 7)
+    found.step = steps
+    found.align(ALONE, launch.spin)
+    return found
 
 
-@pytest.mark.parametrize("name", ["compute", "pack", "wait", "exchange 0", "exchange 12"])
-def test_rows_have_numbers(name):
-    assert trace.row_name(trace.row_number(name)) == name
+def given(*spans, rank=0, steps=1):
+    """What a rank recorded: (row, name, begin, end, micro-batch)."""
+    values = [(begin, end, 0, 0, 9, 2, mb, ROWS.index(row), NAMES.index(name)) for row, name, begin, end, mb in spans]
+    return RankTrace(rank, f"host {rank}", np.array(values, SPAN), steps, steps, 1e-6)
 
 
-def test_waits_are_exposed_only_while_nothing_is_computed():
-    stream = Worker()
-    clock = Clock(2, np.zeros(1, np.int64), stream.busy)
-    ran = stream.run(time.sleep, 0.1)
-    with clock.waiting(COURSE):
-        time.sleep(0.2)
-    ran.wait()
-    with clock.waiting(None):
-        time.sleep(0.01)
-    stages, traffic = clock.read()
-    assert 0.08 < traffic.exposed[1] < 0.15 and traffic.exposed[0] == 0 and stages.sum() >= 0.2
-    stream.close()
+class TestRecording:
+    """On one rank."""
+
+    def test_spans_are_kept_with_all_that_is_known_of_them(self):
+        found = recorded().mine(world())
+        assert (found.rank, found.host, found.steps, found.of, len(found.spans)) == (0, "here", 3, 3, 15)
+        assert found.spans["step"].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+        assert set(found.spans["rows"]) == {7} and (found.spans["end"] >= found.spans["begin"]).all()
+
+    @pytest.mark.parametrize("limit, whole", [(15, 3), (14, 2), (10, 2), (9, 1), (3, 0)])
+    def test_a_full_trace_says_which_steps_are_whole(self, limit, whole):
+        found = recorded(limit).mine(world())
+        assert (len(found.spans), found.steps, found.of) == (min(limit, 15), whole, 3)
+
+    def test_two_threads_lose_nothing(self):
+        found = Trace(20_000)
+
+        def work(row):
+            for _ in range(10_000):
+                found.pop(row, "gate", 1.0, 2.0)
+
+        threads = [threading.Thread(target=work, args=(row,)) for row in ("compute", "wait")]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        found._offsets = [Offset(0.0, 0.0, 0.0)] * 2
+        assert np.bincount(found.mine(world()).spans["row"]).tolist() == [0, 10_000, 0, 10_000]
+
+    def test_ranks_share_the_limit(self):
+        assert len(open_trace(4)._spans) == 250_000
+
+    def test_nothing_is_recorded_without_it(self):
+        nothing = Untraced()
+        nothing.push("gate")
+        nothing.pop("compute", "gate", 0.0, 1.0)
+        nothing.finish(nothing.start("return"), "exchange", "return", 0.0, 1.0, 1, 0, 4, SENT)
+        assert not vars(nothing)
 
 
-def test_a_serial_wait_is_exposed_whole():
-    clock = Clock(2, np.zeros(1, np.int64), AtOnce().busy)
-    with clock.waiting(COURSE):
-        time.sleep(0.02)
-    assert clock.read()[1].exposed[1] >= 0.02
+class TestRanges:
+    """NVTX."""
+
+    def test_the_same_names_are_ranges(self, monkeypatch):
+        seen = []
+        domain = SimpleNamespace(
+            get_event_attributes=str,
+            push_range=lambda name: seen.append(f"push {name}"),
+            pop_range=lambda: seen.append("pop"),
+            start_range=lambda name: seen.append(f"start {name}") or 77,
+            end_range=lambda number: seen.append(f"end {number}"),
+        )
+        monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(get_domain={"hpcmoe": domain}.get))
+        clock = Clock(3, trace=Trace(10))
+        with clock.stage("gate"):
+            pass
+        trip = clock.depart(Arrives(), "dispatch", 1, 0, 4, SENT)
+        with clock.starting(trip):
+            pass
+        trip.wait()
+        assert seen == ["push gate", "pop", "start dispatch", "push start", "pop", "end 77"]
+
+    def test_the_package_takes_them(self):
+        pytest.importorskip("nvtx", reason="not installed: nvtx")
+        assert recorded()._domain is not None
+
+    def test_it_is_not_needed(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "nvtx", None)
+        assert len(recorded().mine(world()).spans) == 15
 
 
-def test_the_stream_says_how_long_it_worked():
-    stream = Worker()
-    stream.run(time.sleep, 0.05).wait()
-    past = stream.busy()
-    stream.run(time.sleep, 0.2)
-    time.sleep(0.1)
-    assert 0.05 <= past < 0.1 and past + 0.05 < stream.busy() < past + 0.2
-    stream.close()
+class Arrives(Flight):
+    """A flight that is there."""
 
+    stage = "exchange"
 
-class Late:
-    """Rows that arrive at the third look."""
+    def test(self):
+        return True
 
-    looks = 0
-
-    def test(self) -> bool:
-        self.looks += 1
-        return self.looks >= 3
-
-    def wait(self) -> None:
-        self.looks = 3
-
-
-def test_a_trip_ends_when_it_is_first_seen_to_have_arrived():
-    clock = Clock(2, np.zeros(1, np.int64))
-    trip = Trip(Late(), COURSE, clock)
-    assert not trip.test() and not trip.test() and trip.test()
-    once = clock.read()[1].seconds[1]
-    assert trip.test() and once > 0
-    trip.wait()
-    assert clock.read()[1].seconds[1] == 0
-
-
-class Profiler:
-    """In place of nvtx."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def push_range(self, name, domain):
-        self.said.append(f"{domain} {name}")
-
-    def pop_range(self, domain):
-        self.said.append("pop")
-
-    def start_range(self, name, domain):
-        self.said.append(f"{domain} {name} starts")
-        return name
-
-    def end_range(self, name):
-        self.said.append(f"{name} ends")
-
-
-def test_profilers_are_told_the_same_names():
-    told = Profiler()
-    recorder = object.__new__(Trace)
-    recorder.__dict__.update(_nvtx=told, _spans=[], _room=9, _step=0)
-    clock = Clock(2, np.zeros(1, np.int64), trace=recorder)
-    trip = Trip(Late(), COURSE, clock)
-    with clock.stage("expert", 1, 0):
+    def wait(self):
         pass
-    trip.wait()
-    assert told.said == ["hpcmoe dispatch starts", "hpcmoe expert", "pop", "dispatch ends"]
 
 
-def test_bytes_are_counted_by_class():
-    assert classes(1, [0, 0, 2]).tolist() == [1, 0, 2]
-    clock = Clock(2, classes(1, [0, 0, 2]))
-    clock.sent(COURSE, np.array([3, 4, 5]), 10)
-    clock.sent(COURSE, np.array([1, 0, 0]), 2)
-    assert clock.read()[1].bytes.tolist() == [[0, 0, 0], [40, 32, 50]]
+class TestClocks:
+    """Between ranks; tests/mpi measures some."""
+
+    def test_offsets_lie_on_a_line(self):
+        first, last = Offset(10.0, 4.0, 0.0), Offset(20.0, 5.0, 0.0)
+        assert aligned(np.array([10.0, 15.0, 20.0]), first, last).tolist() == [6.0, 10.5, 15.0]
+
+    def test_one_measurement_is_enough(self):
+        only = Offset(10.0, 4.0, 0.0)
+        assert aligned(np.array([12.0]), only, only).tolist() == [8.0]
+
+    def test_rank_0_has_the_clock(self):
+        assert measure(ALONE, launch.spin, lambda: 3.0) == Offset(3.0, 0.0, 0.0)
+
+
+class TestFile:
+    """Chrome's trace event format."""
+
+    def test_every_event_has_what_readers_need(self, tmp_path):
+        ranks = [
+            given(("step", "step", 0.5, 3.0, -1), ("compute", "gate", 1.0, 1.5, 0), rank=0),
+            given(("exchange", "dispatch", 1.0, 2.0, 0), ("exchange", "return", 1.5, 2.5, 1), rank=1),
+        ]
+        assert trace.write(tmp_path / "t.json", ranks, 0.5) == (1, 1)
+        found = traces.read(tmp_path / "t.json")
+        assert traces.wrong(found, 2) == []
+        spans = {(e["pid"], e["row"], e["name"]): e for e in traces.spans(found)}
+        assert spans.keys() == {
+            (0, "step", "step"), (0, "compute", "gate"), (1, "exchange 0", "dispatch"), (1, "exchange 1", "return")
+        }  # fmt: skip
+        assert spans[0, "compute", "gate"]["ts"] == 5e5 and spans[0, "compute", "gate"]["dur"] == 5e5
+        assert spans[0, "compute", "gate"]["args"] == {"step": 0, "layer": 2, "micro_batch": 0, "rows": 9}
+        assert {f"bytes to {there}" for there in CLASSES} <= spans[1, "exchange 1", "return"]["args"].keys()
+        assert found["otherData"]["clock_within_us"] == [1.0, 1.0] and found["otherData"]["whole_steps"] == 1
+
+    def test_spans_that_touch_do_not_overlap_when_rounded(self, tmp_path):
+        rng = np.random.default_rng(0)
+        edges = 1e5 + np.cumsum(rng.uniform(1e-9, 3e-7, 2000))  # a clock after a day, spans of nanoseconds
+        touching = given(*(("wait", "vote", a, b, -1) for a, b in itertools.pairwise(edges)))
+        trace.write(tmp_path / "t.json", [touching], edges[0])
+        assert traces.wrong(traces.read(tmp_path / "t.json"), 1) == []
+
+    def test_the_judge_sees_an_overlap(self, tmp_path):
+        trace.write(tmp_path / "t.json", [given(("wait", "vote", 1, 2, -1), ("wait", "vote", 1.5, 2.5, -1))], 0.0)
+        assert "overlap" in traces.wrong(traces.read(tmp_path / "t.json"), 1)[0]
+
+    def test_it_covers_what_all_ranks_have(self, tmp_path):
+        ranks = [given(rank=n, steps=steps) for n, steps in enumerate((5, 3, 4))]
+        assert trace.write(tmp_path / "t.json", ranks, 0.0)[0] == 3
+
+    def test_it_lies_beside_the_output(self, tmp_path):
+        assert trace.beside(tmp_path / "a.b.h5") == tmp_path / "a.b.trace.json"
+
+    def test_a_full_disk_is_one_line_and_leaves_nothing(self, monkeypatch, tmp_path):
+        def full(handle):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(JobError, match=r"t\.json cannot be written: No space left"):
+            trace.write(tmp_path / "t.json", [given()], 0.0)
+        assert not list(tmp_path.iterdir())
+
+    def test_an_older_trace_stays_whole_until_the_new_one_is(self, tmp_path):
+        def breaks():
+            yield given()
+            raise ValueError
+
+        (tmp_path / "t.json").write_text("{}")
+        with pytest.raises(ValueError):
+            trace.write(tmp_path / "t.json", breaks(), 0.0)
+        assert [p.name for p in tmp_path.iterdir()] == ["t.json"] and (tmp_path / "t.json").read_text() == "{}"

@@ -1,0 +1,61 @@
+"""How a file appears under its name: whole and on disk, or not at all."""
+
+import glob
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from hpcmoe.errors import JobError
+
+
+def unfinished(path: Path) -> Path:
+    """Where this process writes what will be `path`."""
+    return path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
+
+
+def put(written: Path, path: Path) -> None:
+    """Gives the file `written`, which is on disk, the name `path`. Raises `JobError`."""
+    try:
+        written.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> JobError:
+    """What is said where `path` could not be written."""
+    return JobError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def _prefix(path: Path) -> str:
+    """How unfinished files of `path` begin; the process that writes it follows."""
+    return f".{path.name}.{socket.gethostname()}-"
+
+
+def sweep(path: Path) -> None:
+    """Removes what writers of `path` left unfinished that died on this host."""
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+        process = left.name.removeprefix(_prefix(path)).removesuffix(".tmp")
+        if process.isdigit() and not _alive(int(process)):
+            with suppress(OSError):  # somebody else's, or gone by now
+                left.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sync(path: Path) -> None:
+    """Waits until `path`, a file or a folder, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
