@@ -1,7 +1,9 @@
 """A model on all ranks, without a job around it: what MPI tests put micro-batches through."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,29 +12,53 @@ from hpcmoe.config import Generate
 from hpcmoe.engine import layer, schedule
 from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.engine.segments import chooser, open_segments
-from hpcmoe.exchange.lane import Way
+from hpcmoe.exchange.lane import MODES, TRANSPORTS, Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
-from hpcmoe.types import Batch, Outcome
+from hpcmoe.types import Batch, Outcome, Speeds
 
 GOLDENS = Path(__file__).parent / "goldens"
+SPEEDS = Speeds(np.array([1.0, 512.0, 1e5]), np.array([10.0, 10.0, 1e3]), np.array([1.0, 9.0, 1e4]))
+"""As if persistent requests paid for small messages only, so that `auto` takes now the one and now the other."""
+
+
+class Course(NamedTuple):
+    """How a step is run; at a number of ranks and micro-batches results must not depend on it."""
+
+    schedule: str = "serial"
+    way: Way = Way()
+
+    def __str__(self) -> str:
+        return f"{self.schedule} {self.way.mode} {self.way.transport}"
+
+
+WAYS = [Way(mode, transport, SPEEDS) for mode, transport in itertools.product(MODES, TRANSPORTS)]
+COURSES = [Course(*both) for both in itertools.product(("serial", "overlapped"), WAYS)]
 
 
 class Rig:
     """Collective over `comm`; use as a context."""
 
-    def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64) -> None:
+    def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64,
+                 course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None) -> None:
         kind, placement = array.DTYPES[dtype], place(source.spec, comm.size)
         held = weights.load(source, lambda n: placement.held_by(comm.rank), kind)
         sizes = Sizes(slots, 0, length)
-        self.segments = open_segments(comm, Unwatched(launch.rest), source.spec, held, placement, sizes,
-                                      chooser(Generate()), kind, Way(), keep_logits=True)
+        self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
+        self.segments = open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placement, sizes,
+                                      chooser(Generate()), kind, course.way, micro_batches,
+                                      overlapped=course.schedule == "overlapped", keep_logits=True)
 
     def forward(self, batch: Batch) -> Outcome:
         """One step; collective. Each rank brings its own batch, which may be empty."""
-        outcome, = schedule.serial([layer.step(self.segments, batch)], self.segments.clock, launch.rest)
+        outcome, = self.step([batch])
         return outcome
+
+    def step(self, batches: Sequence[Batch]) -> list[Outcome]:
+        """One step of some micro-batches; collective. All ranks bring as many."""
+        return self._take_turns([layer.step(self.segments, batch, n) for n, batch in enumerate(batches)],
+                                self.segments.clock, self.segments.watch.idle)
 
     def __enter__(self) -> "Rig":
         return self
@@ -40,6 +66,8 @@ class Rig:
     def __exit__(self, kind, *rest) -> None:
         if kind is None:
             self.segments.free()
+        else:  # the others may be anywhere
+            self.segments.stream.close()
 
 
 def golden(family: str) -> tuple[np.lib.npyio.NpzFile, list[np.ndarray]]:

@@ -1,0 +1,144 @@
+"""Thousands of random exchanges on several lanes at once: no deadlock, and no row lost, doubled or misplaced."""
+
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import pytest
+from conductor import Alarm
+from rig import WAYS
+
+from hpcmoe.engine import schedule
+from hpcmoe.engine.clock import Clock
+from hpcmoe.engine.stream import Event
+from hpcmoe.exchange import persistent, staged
+from hpcmoe.exchange.interface import Flight, Rows
+from hpcmoe.exchange.lane import Lane, open_lane
+from hpcmoe.types import Layout, dense
+
+pytestmark = [pytest.mark.mpi, pytest.mark.slow]
+LANES = 3
+TRIPS = 56
+"""Of each lane, before others are opened."""
+
+
+def tables(rng: np.random.Generator, R: int) -> Iterator[np.ndarray]:
+    """Counts `[from, to]`, one after another; how large they are wanders, and sometimes leaps."""
+    size = 3.0
+    while True:
+        size = min(40.0, max(0.5, size * rng.choice([0.3, 0.8, 1.0, 1.25, 3.0])))
+        most = int(size) + 1
+        counts = rng.integers(0, most, (R, R), endpoint=True)
+        kind = rng.choice(["dense", "sparse", "one", "own", "silent", "single", "none"])
+        if kind == "sparse":
+            counts *= rng.random((R, R)) < 0.15
+        elif kind == "one":  # all to one; its own rows too
+            counts[:, np.arange(R) != rng.integers(R)] = 0
+        elif kind == "own":
+            counts *= np.eye(R, dtype=int)
+        elif kind == "silent":
+            silent = rng.random(R) < 0.5
+            counts[silent] = counts[:, rng.random(R) < 0.3] = 0
+        elif kind in ("single", "none"):
+            counts[:] = 0
+            counts[rng.integers(R), rng.integers(R)] = kind == "single"
+        yield counts
+
+
+def message(number: int, source: np.ndarray, target: np.ndarray, row: np.ndarray, units: int) -> np.ndarray:
+    """`[N, units]` uint16: rows that say in which exchange, whence and whither they travel, and which they are."""
+    name = ((number * 16 + source) * 16 + target) * 4096 + row
+    wide = (name[:, None].astype(np.uint64) * 4 + np.arange(units, dtype=np.uint64) // 4 + 1) * 0x9E3779B97F4A7C15
+    return (wide >> np.array([48, 32, 16, 40], np.uint64)[np.arange(units) % 4]).astype(np.uint16)
+
+
+def places(layout: Layout) -> np.ndarray | slice:
+    """Where its rows lie in a buffer."""
+    return slice(0, layout.rows) if layout.place is None else layout.place
+
+
+class Leg:
+    """A `Flight` of rows."""
+
+    stage = "exchange"
+
+    def __init__(self, rows: Rows) -> None:
+        self.test, self.wait = rows.test, rows.wait
+
+
+class Checker:
+    """Fills and checks the rows of one rank."""
+
+    def __init__(self, me: int) -> None:
+        self._me = me
+        self.problems: list[str] = []
+
+    def fill(self, rows: Rows, number: int, counts: np.ndarray, units: int) -> None:
+        """The rows that leave; counts `[from, to]`."""
+        buffer, layout = rows.room(counts[self._me], units)
+        buffer[places(layout)] = message(number, np.full(layout.rows, self._me), *_each(counts[self._me]), units)
+
+    def look(self, rows: Rows, number: int, counts: np.ndarray, units: int) -> None:
+        """The rows that came."""
+        source, row = _each(counts[:, self._me])
+        want = message(number, source, np.full(len(source), self._me), row, units)
+        if not np.array_equal(rows.arrived[places(rows.landing)], want):
+            self.problems.append(f"exchange {number}, {rows.mode}, {units} units: counts {counts.tolist()}")
+
+
+def _each(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The peer and the number of each row, `[N]` each."""
+    first = np.cumsum(counts) - counts
+    return np.repeat(np.arange(len(counts)), counts), np.arange(counts.sum()) - np.repeat(first, counts)
+
+
+def trips(lane: Lane, checker: Checker, rng: np.random.Generator, first: int,
+          R: int, me: int) -> Generator[Flight, None, None]:
+    """Rows there and others back, again and again, as a step takes its turns."""
+    out, home = tables(rng, R), tables(rng, R)
+    widths = rng.choice([1, 3, 8, 20, 64], 2, replace=False)
+    for number in range(first, first + TRIPS):
+        there, back, units = next(out), next(home), int(widths[int(rng.integers(5) == 0)])
+        checker.fill(lane.dispatch, 2 * number, there, units)
+        yield Event()
+        lane.headers.start(there[me], back[:, me])
+        lane.headers.wait()
+        if not np.array_equal(lane.headers.incoming.counts, there[:, me]):
+            checker.problems.append(f"exchange {number}: counts {lane.headers.incoming.counts}")
+        lane.dispatch.start(lane.headers.incoming, lane.headers.extent)
+        yield Leg(lane.dispatch)
+        checker.look(lane.dispatch, 2 * number, there, units)
+        checker.fill(lane.home, 2 * number + 1, back, units)
+        yield Event()
+        lane.home.start(dense(back[:, me], me), lane.headers.extent_home)
+        yield Leg(lane.home)
+        checker.look(lane.home, 2 * number + 1, back, units)
+
+
+def campaign(comm, alarm: Alarm, count: int) -> list[str]:
+    """`count` trips and a few more, on lanes of random modes; the problems of this rank. Collective."""
+    checker, rng = Checker(comm.rank), np.random.default_rng(20)
+    for first in range(0, count, LANES * TRIPS):
+        ways = [WAYS[n] for n in rng.choice(len(WAYS), LANES, replace=False)]
+        lanes = [open_lane(comm, alarm.idle, way) for way in ways]
+        steps = [trips(lane, checker, np.random.default_rng([first, n]), first + n * TRIPS, comm.size, comm.rank)
+                 for n, lane in enumerate(lanes)]
+        alarm.mark()
+        schedule.overlapped(steps, Clock(), alarm.idle)
+        for lane in lanes:
+            lane.free()
+        if any(comm.allgather(bool(checker.problems))):
+            break
+    return checker.problems[:3]
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_row_is_lost_and_no_rank_waits_for_ever(comm, monkeypatch, count):
+    """Rungs that would be too large give way to exact counts, and staged pieces are of few rows."""
+    monkeypatch.setattr(persistent, "MOST", comm.size * 32 * 40)
+    monkeypatch.setattr(staged, "PIECE", comm.size * 16 * 100)
+    alarm = Alarm(comm)
+    problems = alarm.together(lambda: campaign(comm, alarm, count))
+    if not alarm.broken:
+        alarm.free()
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
