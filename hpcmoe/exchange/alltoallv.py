@@ -17,19 +17,18 @@ class Alltoallv:
 
     def __init__(self, comm, idle: Idle) -> None:
         self._comm = comm.Dup()
-        self._idle = idle
+        self._me, self._idle = comm.rank, idle
         self._out, self._in, self._type = Buffer(), Buffer(), RowTypes()
         self._request = MPI.REQUEST_NULL
 
     def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:
         """See `interface.Rows`."""
-        layout = dense(counts, self._comm.rank)
+        layout = dense(counts, self._me)
         return self.take(self._out.take(layout.rows, units), layout)
 
     def take(self, rows: np.ndarray, layout: Layout) -> tuple[np.ndarray, Layout]:
         """The next start sends these rows, from where they are."""
         self._rows, self._layout = rows, layout
-        self._type(rows.shape[1])
         return rows, layout
 
     def start(self, incoming: Layout, extent: Extent) -> None:

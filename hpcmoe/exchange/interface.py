@@ -40,7 +40,10 @@ class Rows(Flight, Protocol):
         ...
 
     def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:
-        """Where to put `counts` `[R]` rows of the next start: a buffer `[extent, units]` uint16 and their places."""
+        """Where to put `counts` `[R]` rows of the next start: a buffer `[extent, units]` uint16 and their places.
+
+        Calls no MPI: it runs on the stream.
+        """
         ...
 
     def start(self, incoming: Layout, extent: Extent) -> None:

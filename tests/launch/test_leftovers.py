@@ -103,10 +103,7 @@ def test_all_that_jobs_make_in_mpi_is_freed(counted):
         assert not any(still.values()), f"rank {rank}: left {still} of {made}"
 
 
-ROOM = pytest.mark.xfail(strict=True, reason="Alltoallv.room makes a datatype, and asks for the rank, on the stream")
-
-
-@pytest.mark.parametrize("job", [pytest.param(JOBS[0], marks=ROOM), *JOBS[1:]])
+@pytest.mark.parametrize("job", JOBS)
 def test_only_the_main_thread_calls_mpi(counted, job):
     """MPI is started as MPI_THREAD_FUNNELED; the arithmetic of `overlapped` runs on another thread."""
     strangers = {name for found in counted for name in found["strangers"][job]}
