@@ -65,9 +65,9 @@ class Clock:
         """The block waits for `flight`."""
         if isinstance(flight, Trip):
             return self._waiting(flight.kind, flight.stage, flight)
-        if not flight.stage and flight.test():
-            return nullcontext()
-        return self._waiting("compute", flight.stage, None)
+        if flight.stage:
+            return self._waiting("counts", flight.stage, None)
+        return nullcontext() if flight.test() else self._waiting("compute", "", None)
 
     def voting(self) -> AbstractContextManager[None]:
         """The block waits for what all ranks say of themselves."""
@@ -85,8 +85,8 @@ class Clock:
             end = time.perf_counter()
             if stage:
                 self._seconds[stage] += end - begin
-            if trip and oldest:
-                idle = min(end, trip.end or end) - begin - (self._busy() - busy)
+            if stage and oldest:
+                idle = min(end, (trip and trip.end) or end) - begin - (self._busy() - busy)
                 self._traffic.exposed[oldest.layer] += max(0.0, idle)
             self.trace.pop("wait", name, begin, end, *((trip.layer, trip.micro_batch) if trip else ()))
 

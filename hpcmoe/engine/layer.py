@@ -24,11 +24,11 @@ class Segments(Protocol):
     def enter(self, work: Any) -> Flight:
         """Embedding, and all up to the first gate; its rows are made ready to leave."""
 
-    def dispatch(self, work: Any) -> Flight:
-        """Counts are told and heard, and rows leave; what needs no rows from others is computed meanwhile.
+    def count(self, work: Any) -> Flight:
+        """The ranks tell each other how many rows are to come. Collective."""
 
-        Collective.
-        """
+    def dispatch(self, work: Any) -> Flight:
+        """Rows leave; what needs no rows from others is computed meanwhile. Collective."""
 
     def expert(self, work: Any) -> Flight:
         """The rows that came are computed."""
@@ -52,6 +52,7 @@ def step(segments: Segments, batch: Batch, number: int = 0) -> Step:
     computed = segments.enter(work)
     for _ in segments.moe_layers:
         yield computed
+        yield segments.count(work)
         yield segments.dispatch(work)
         computed = segments.expert(work)
         yield computed

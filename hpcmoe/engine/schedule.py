@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.layer import Step
+from hpcmoe.engine.stream import Event
+from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange.interface import Flight
 from hpcmoe.launch import Idle
 from hpcmoe.types import Outcome
@@ -12,10 +14,11 @@ from hpcmoe.types import Outcome
 Schedule = Callable[[Sequence[Step], Clock, Idle], list[Outcome]]
 """Brings all steps to their end -> their outcomes; calls the idle function while it waits"""
 
-SHARE = 0.1
-"""A pause between two looks, in parts of the time that has passed: so much later at most is an arrival seen."""
-LONGEST = 5e-4
-"""Seconds of the longest pause: a long message moves on at each look only."""
+SHARE = 0.2
+"""A nap between two looks, in parts of the time that has passed; each look takes the core and the interpreter from the
+arithmetic."""
+LONGEST = 2e-3
+"""Seconds of the longest nap: a long message moves on at each look only."""
 
 
 def serial(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]:
@@ -26,36 +29,41 @@ def serial(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]:
 def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]:
     """Micro-batches in turn: while one's rows travel, the other's arithmetic runs on the stream.
 
-    At its turn each waits for what it started last, and starts the next; so the work of the others is always begun
-    before anything is waited for.
+    A turn ends when the step's next rows have left, or the step itself. Whoever waits in it hands the others' rows,
+    where they have arrived, to the stream: that starts no exchange, so it needs no turn, and the stream need not wait.
     """
-    flights: list[Flight | None] = [next(step) for step in steps]
+    flights: dict[int, Flight] = {turn: next(step) for turn, step in enumerate(steps)}
     outcomes: dict[int, Outcome] = {}
-    while len(outcomes) < len(steps):
-        for turn, step in enumerate(steps):
-            flight = flights[turn]
-            if flight is None:
-                continue
-            with clock.waiting(flight):
-                _await(flight, [other for other in flights if other not in (None, flight)],  # type: ignore[misc]
-                       idle)
-            try:
-                flights[turn] = next(step)
-            except StopIteration as end:
-                flights[turn], outcomes[turn] = None, end.value
+
+    def advance(turn: int) -> None:
+        try:
+            flights[turn] = next(steps[turn])
+        except StopIteration as end:
+            outcomes[turn] = end.value
+            del flights[turn]
+
+    def look(mine: int) -> bool:
+        """Moves all that is under way on; whether `mine` is at its end."""
+        for turn in list(flights):
+            if turn != mine and flights[turn].test() and isinstance(flights[turn], Trip):
+                advance(turn)
+        return flights[mine].test()
+
+    def await_and_advance(turn: int) -> None:
+        """Waits for what the step waits for, and continues it."""
+        begin = time.perf_counter()
+        with clock.waiting(flights[turn]):
+            while len(flights) > 1 and not look(turn):
+                idle()
+                if computed := next((flight for flight in flights.values() if isinstance(flight, Event)), None):
+                    computed.nap(min(LONGEST, SHARE * (time.perf_counter() - begin)))
+            flights[turn].wait()
+        advance(turn)
+
+    while flights:
+        for turn in range(len(steps)):
+            while turn in flights:
+                await_and_advance(turn)
+                if isinstance(flights.get(turn), Trip):
+                    break
     return [outcomes[turn] for turn in range(len(steps))]
-
-
-def _await(flight: Flight, others: Sequence[Flight], idle: Idle) -> None:
-    """Waits for `flight`; meanwhile looks at the others, for MPI moves only while it is called.
-
-    Each look takes the core and the interpreter from the arithmetic, so while there is any the pauses grow with the
-    time that has passed.
-    """
-    begin = time.perf_counter()
-    while others and not flight.test():
-        waiting = [flight, *(other for other in others if not other.test())]
-        idle()
-        if any(not other.stage for other in waiting):
-            time.sleep(min(LONGEST, SHARE * (time.perf_counter() - begin)))
-    flight.wait()

@@ -73,6 +73,8 @@ class Work:
     """`[len(CLASSES)]` int64: their bytes"""
     homecoming: Layout = field(init=False)
     """of the answers to come, without gaps"""
+    trip: Trip = field(init=False)
+    """of the rows that leave for the experts"""
     outcome: Outcome = field(init=False)
 
 
@@ -105,21 +107,25 @@ class CpuSegments:
         """See `layer.Segments`."""
         return self.stream.run(self._enter, work)
 
+    def count(self, work: Work) -> Flight:
+        """See `layer.Segments`."""
+        self.watch.mark("dispatch", work.layer, work.number, work.leaving)
+        self.watch.by("counts")
+        work.trip = self._depart(work.lane.dispatch, "dispatch", work)
+        with self.clock.starting(work.trip):
+            work.lane.headers.start(work.send.counts, work.send.home_counts)
+        return work.lane.headers
+
     def dispatch(self, work: Work) -> Flight:
         """See `layer.Segments`."""
-        headers, rows, plan = work.lane.headers, work.lane.dispatch, work.send
-        self.watch.mark("dispatch", work.layer, work.number, work.leaving)
-        trip = self._depart(rows, "dispatch", work)
-        with self.clock.starting(trip):
-            self.watch.by("counts")
-            headers.start(plan.counts, plan.home_counts)
-            headers.wait()
+        headers, rows = work.lane.headers, work.lane.dispatch
+        with self.clock.starting(work.trip):
             rows.start(headers.incoming, headers.extent)
             self.watch.by(rows.mode)
         weights = self.weights.layers[work.layer].shared
         if weights:
             work.shared_ready = self.stream.run(self._shared, work, weights)
-        return trip
+        return work.trip
 
     def expert(self, work: Work) -> Event:
         """See `layer.Segments`."""

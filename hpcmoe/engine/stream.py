@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 
@@ -18,6 +18,11 @@ class Event:
     def test(self) -> bool:
         """See `Flight`."""
         return self._future is None or self._future.done()
+
+    def nap(self, seconds: float) -> None:
+        """Returns at the end, or after so many seconds."""
+        if self._future is not None:
+            wait([self._future], seconds)
 
     def wait(self) -> None:
         """See `Flight`. Raises what the work raised."""

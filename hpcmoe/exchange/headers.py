@@ -37,7 +37,7 @@ class Headers:
 
     def wait(self) -> None:
         """See `interface.Flight`."""
-        until(self._request.Test, self._idle)
+        until(self.test, self._idle)
         self.incoming: Layout = dense(self._theirs[:, 0].copy(), self._comm.rank)
         """of the rows that the peers are about to send"""
         largest, total, largest_home, total_home = self._theirs[:, 1:].max(axis=0).tolist()

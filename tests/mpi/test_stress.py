@@ -10,12 +10,13 @@ from rig import WAYS
 from hpcmoe.engine import schedule
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.stream import Event
+from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange import persistent, staged
 from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Lane, open_lane
 from hpcmoe.types import Layout, dense
 
-pytestmark = [pytest.mark.mpi, pytest.mark.slow]
+pytestmark = pytest.mark.mpi
 LANES = 3
 TRIPS = 48
 """Of each lane, before others are opened."""
@@ -56,13 +57,9 @@ def places(layout: Layout) -> np.ndarray | slice:
     return slice(0, layout.rows) if layout.place is None else layout.place
 
 
-class Leg:
-    """A `Flight` of rows."""
-
-    stage = "exchange"
-
-    def __init__(self, rows: Rows) -> None:
-        self.test, self.wait = rows.test, rows.wait
+def travelling(rows: Rows, kind: str) -> Trip:
+    """What the schedule waits for."""
+    return Trip(rows, kind, 0, 0, lambda trip: None)
 
 
 class Checker:
@@ -101,16 +98,16 @@ def trips(lane: Lane, checker: Checker, rng: np.random.Generator, first: int,
         checker.fill(lane.dispatch, 2 * number, there, units)
         yield Event()
         lane.headers.start(there[me], back[:, me])
-        lane.headers.wait()
+        yield lane.headers
         if not np.array_equal(lane.headers.incoming.counts, there[:, me]):
             checker.problems.append(f"exchange {number}: counts {lane.headers.incoming.counts}")
         lane.dispatch.start(lane.headers.incoming, lane.headers.extent)
-        yield Leg(lane.dispatch)
+        yield travelling(lane.dispatch, "dispatch")
         checker.look(lane.dispatch, 2 * number, there, units)
         checker.fill(lane.home, 2 * number + 1, back, units)
         yield Event()
         lane.home.start(dense(back[:, me], me), lane.headers.extent_home)
-        yield Leg(lane.home)
+        yield travelling(lane.home, "return")
         checker.look(lane.home, 2 * number + 1, back, units)
 
 

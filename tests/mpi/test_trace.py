@@ -82,7 +82,7 @@ def missing(trace: dict, output: Path) -> list[str]:
     problems = [f"no {key}" for key in expected - found.keys()] + [f"{key} more than once" for key in found
                                                                     if found[key] > 1]
     told = {(e["row"], e["name"]) for e in traces.spans(trace)}
-    wanted = {("step", "step"), ("pack", "pack"), ("wait", "vote"), ("wait", "start"), ("wait", "dispatch"),
+    wanted = {("step", "step"), ("pack", "pack"), ("wait", "vote"), ("wait", "start"), ("wait", "counts"),
               *(("compute", name) for name in ("attention", "gate", "expert", "combine", "head"))}
     return problems + [f"nothing is {name} on row {row}" for row, name in wanted - told]
 

@@ -1,0 +1,91 @@
+"""Whose turn it is: the same order of starts however things arrive, and a stream that is never kept waiting."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcmoe.engine import schedule
+from hpcmoe.engine.clock import Clock
+from hpcmoe.engine.stream import Event
+from hpcmoe.engine.trip import Trip
+
+LAYERS = 3
+
+
+class Flight:
+    """Arrives when `ready` says so; a limit on looks stands in for ever."""
+
+    stage = "exchange"
+
+    def __init__(self, ready):
+        self._ready, self._looks = ready, 0
+
+    def test(self):
+        self._looks += 1
+        assert self._looks < 1000, "waits for ever"
+        return self._ready()
+
+    def wait(self):
+        while not self.test():
+            pass
+
+
+def step(turn, told, count, travel):
+    """A micro-batch that tells what it does; `count()` and `travel()` make what it waits for."""
+    def trip(kind):
+        told.append((kind, turn))
+        return Trip(travel(), kind, 0, turn, lambda trip: None)
+
+    for _ in range(LAYERS):
+        yield Event()
+        told.append(("counts", turn))
+        yield count(turn)
+        yield trip("dispatch")
+        told.append(("expert", turn))
+        yield Event()
+        yield trip("return")
+        told.append(("leave", turn))
+    yield Event()
+    return f"outcome {turn}"
+
+
+def run(take_turns, micro_batches, count, travel):
+    told = []
+    steps = [step(turn, told, lambda turn: count(turn, told), travel) for turn in range(micro_batches)]
+    return take_turns(steps, Clock(), lambda: None), told
+
+
+@given(st.integers(1, 4), st.randoms(use_true_random=False))
+def test_exchanges_start_in_the_same_order_however_they_arrive(micro_batches, chance):
+    late = lambda *_: Flight(lambda: chance.random() < 0.3)
+    outcomes, told = run(schedule.overlapped, micro_batches, late, late)
+    assert outcomes == [f"outcome {turn}" for turn in range(micro_batches)]
+    turns = range(micro_batches)
+    expected = [(kind, turn) for _ in range(LAYERS) for kinds in (("counts", "dispatch"), ("return",))
+                for turn in turns for kind in kinds]
+    assert [what for what in told if what[0] not in ("expert", "leave")] == expected
+
+
+def test_serial_ends_one_before_it_begins_the_next():
+    _, told = run(schedule.serial, 2, lambda *_: Flight(lambda: True), lambda: Flight(lambda: True))
+    assert [turn for _, turn in told] == sorted(turn for _, turn in told)
+
+
+def test_rows_that_arrive_while_another_waits_for_counts_are_computed():
+    """A peer whose counts are late may wait for just these rows' answers."""
+    def count(turn, told):
+        return Flight(lambda: turn == 0 or ("expert", 0) in told)
+
+    _, told = run(schedule.overlapped, 2, count, lambda: Flight(lambda: True))
+    assert told.index(("expert", 0)) < told.index(("dispatch", 1))
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_what_one_raises_ends_all(turn):
+    def count(mine, told):
+        if mine == turn:
+            raise ArithmeticError
+        return Flight(lambda: True)
+
+    with pytest.raises(ArithmeticError):
+        run(schedule.overlapped, 2, count, lambda: Flight(lambda: True))
