@@ -23,7 +23,7 @@ from hpcmoe.files.drawn import Drawn
 from hpcmoe.kernels import rows
 from hpcmoe.spec import Attention, ModelSpec, Moe
 
-pytestmark = [pytest.mark.mpi, pytest.mark.slow]
+pytestmark = pytest.mark.mpi
 SPEC = ModelSpec("wide", layers=2, hidden=256, vocabulary=97, context=80, attention=Attention(8, 4, 32), dense=None,
                  moe=Moe(experts=8, top_k=2, hidden=384))
 """Wide enough for BLAS to take other kernels for other numbers of rows."""

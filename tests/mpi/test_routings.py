@@ -19,7 +19,7 @@ from hpcmoe.exchange import staged
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.types import Outcome
 
-pytestmark = [pytest.mark.mpi, pytest.mark.slow]
+pytestmark = pytest.mark.mpi
 CLOSE = 5e-5
 """Of the standard deviation of the logits."""
 MODEL = replace(TINY, dense=None, context=TINY.vocabulary)
