@@ -8,6 +8,7 @@ from pathlib import Path
 from hpcmoe import tables
 from hpcmoe.errors import JobError
 from hpcmoe.tables import Bad, key
+from hpcmoe.types import MODES, TRANSPORTS
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Compute:
 @dataclass(frozen=True)
 class Exchange:
     mode: str = key("auto", help="how rows travel: by exact counts, or by requests of fixed capacities; auto measures "
-                                 "both at the start, or goes by the probe", choices=("auto", "alltoallv", "persistent"))
+                                 "both at the start, or goes by the probe", choices=("auto", *MODES))
     transport: str = key("auto", help="whether MPI takes rows from where they are computed, or by way of the host's "
                                       "memory; auto goes by the probe, and takes device without one",
-                         choices=("auto", "device", "staged"))
+                         choices=("auto", *TRANSPORTS))
     timeout: float = key(300.0, help="seconds that one exchange may take before the job says who is missing, and ends",
                          least=1)
 

@@ -225,6 +225,11 @@ class Outcome:
     """`[B, V]` float32, where they were asked for"""
 
 
+MODES = ("alltoallv", "persistent")
+"""How rows travel: by exact counts, or by requests of fixed capacities."""
+TRANSPORTS = ("device", "staged")
+"""Whence: from where they are computed, or by way of the host's memory."""
+
 STAGES = ("attention", "gate", "pack", "exchange", "expert", "combine", "head")
 """The stages of a step whose seconds are kept: attention with norms and dense layers; gate; rows and
 counts made ready to leave; waiting for counts and rows; experts; answers summed; head and choice."""

@@ -12,11 +12,11 @@ from hpcmoe.config import Generate
 from hpcmoe.engine import layer, schedule
 from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.engine.segments import chooser, open_segments
-from hpcmoe.exchange.lane import MODES, TRANSPORTS, Way
+from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
-from hpcmoe.types import Batch, Outcome, Speeds
+from hpcmoe.types import MODES, TRANSPORTS, Batch, Outcome, Speeds
 
 GOLDENS = Path(__file__).parent / "goldens"
 SPEEDS = Speeds(np.array([1.0, 512.0, 1e5]), np.array([10.0, 10.0, 1e3]), np.array([1.0, 9.0, 1e4]))
@@ -33,7 +33,7 @@ class Course(NamedTuple):
         return f"{self.schedule} {self.way.mode} {self.way.transport}"
 
 
-WAYS = [Way(mode, transport, SPEEDS) for mode, transport in itertools.product(MODES, TRANSPORTS)]
+WAYS = [Way(mode, transport, SPEEDS) for mode, transport in itertools.product((*MODES, "auto"), TRANSPORTS)]
 COURSES = [Course(*both) for both in itertools.product(("serial", "overlapped"), WAYS)]
 
 

@@ -19,7 +19,7 @@ from hpcmoe.exchange.tune import even
 from hpcmoe.files.exchange import Figure
 from hpcmoe.kernels.pack import gather, pack
 from hpcmoe.launch import World, spin, together
-from hpcmoe.types import Layout
+from hpcmoe.types import MODES, Layout
 
 LARGEST = 2**31 - 1
 """Bytes of one exchange on a rank: more would take long to measure and no more be learned."""
@@ -51,7 +51,7 @@ def measure(world: World, rows: Sequence[int], hidden: int, dtype: np.dtype, rou
     Raises `Agreed` where rows arrive that were not sent.
     """
     headers = Headers(world.comm, world.idle)
-    modes = {mode: open_rows(world.comm, world.idle, Way(mode)) for mode in ("alltoallv", "persistent")}
+    modes = {mode: open_rows(world.comm, world.idle, Way(mode)) for mode in MODES}
     figures = []
     for pattern, table in PATTERNS.items():
         for count in rows:

@@ -14,12 +14,10 @@ from mpi4py import MPI
 from hpcmoe.bench.exchange import message
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.interface import Rows
-from hpcmoe.exchange.lane import TRANSPORTS, Way, open_rows
+from hpcmoe.exchange.lane import Way, open_rows
 from hpcmoe.kernels.pack import gather
 from hpcmoe.launch import World, tasks_by_launcher
-from hpcmoe.types import Layout
-
-MODES = ("alltoallv", "persistent")
+from hpcmoe.types import MODES, TRANSPORTS, Layout
 
 
 @dataclass(frozen=True)

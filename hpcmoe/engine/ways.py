@@ -47,7 +47,7 @@ def read_probe(job: Job, model: ModelSpec, ranks: int) -> Probe | None:
     found = probe.read(Path(job.probe))
     if (len(found.host), found.units) == (ranks, units(model, job)):
         if job.exchange.transport == "auto":
-            found.transport  # noqa: B018  # raises where none works: here, where one rank tells
+            found.best()  # raises where none works: here, where one rank tells
         return found
     print(f"hpcmoe: warning: probe {job.probe} was made on {len(found.host)} ranks with rows of {2 * found.units} "
           f"bytes, this job has {ranks} and {2 * units(model, job)}: it is left aside; run hpcmoe probe again",
@@ -59,12 +59,12 @@ def choose_way(world: World, job: Job, model: ModelSpec, found: Probe | None) ->
     """How rows travel. Measures both modes where `auto` has no probe to go by. Collective."""
     mode, transport = job.exchange.mode, job.exchange.transport
     if transport == "auto":
-        transport = found.transport if found else "device"
+        transport = found.best() if found else "device"
     if mode != "auto":
         return Way(mode, transport)
     if world.size == 1 or not model.moe:
         return Way("alltoallv", transport)
-    if found and found.speeds and transport == found.transport:
+    if found and found.speeds and transport == found.best():
         return Way(mode, transport, found.speeds)
     return Way(mode, transport, tune.measure(world.comm, world.idle, units(model, job), transport))
 

@@ -10,9 +10,6 @@ from hpcmoe.exchange.staged import Staged
 from hpcmoe.launch import Idle
 from hpcmoe.types import Speeds
 
-MODES = ("alltoallv", "persistent", "auto")
-TRANSPORTS = ("device", "staged")
-
 
 @dataclass(frozen=True)
 class Lane:
@@ -33,9 +30,9 @@ class Way:
     """How rows travel."""
 
     mode: str = "alltoallv"
-    """one of `MODES`; "auto" does as `speeds` says, and takes exact counts without them"""
+    """one of `types.MODES`, or "auto", which does as `speeds` says, and takes exact counts without them"""
     transport: str = "device"
-    """one of `TRANSPORTS`"""
+    """one of `types.TRANSPORTS`"""
     speeds: Speeds | None = None
     """the same on all ranks"""
 

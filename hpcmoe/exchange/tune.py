@@ -10,7 +10,7 @@ from hpcmoe.exchange.interface import Rows, until
 from hpcmoe.exchange.lane import Way, open_rows
 from hpcmoe.exchange.persistent import MOST
 from hpcmoe.launch import Idle
-from hpcmoe.types import Extent, Layout, Speeds, dense
+from hpcmoe.types import MODES, Extent, Layout, Speeds, dense
 
 LARGEST = 1 << 20
 """Bytes to each peer of the largest exchange that is tried."""
@@ -21,7 +21,7 @@ def measure(comm, idle: Idle, units: int, transport: str = "device", rounds: int
     """One direction with 1, 4, 16, … rows of `units` uint16 between any two ranks. Collective; equal on all ranks."""
     most = max(1, min(LARGEST, MOST // comm.size) // (2 * units))
     rows = [4 ** power for power in range(most.bit_length()) if 4 ** power <= most]
-    modes = {mode: open_rows(comm, idle, Way(mode, transport)) for mode in ("alltoallv", "persistent")}
+    modes = {mode: open_rows(comm, idle, Way(mode, transport)) for mode in MODES}
     seconds = []
     for count in rows:
         contest = {mode: repeat(exchange, even(comm.size, count), comm.rank, units) for mode, exchange in modes.items()}

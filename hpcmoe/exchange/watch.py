@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from hpcmoe.errors import DeviceError
 from hpcmoe.launch import Idle
+from hpcmoe.types import MODES
 
 ASK, TELL = 1, 2
 PATIENCE = 5.0
@@ -19,7 +20,7 @@ PATIENCE = 5.0
 EVERY = 0.05
 """Seconds between two looks for questions."""
 KINDS = ("start", "vote", "dispatch", "return")
-WAYS = ("", "counts", *(mode + staged for staged in ("", ", staged") for mode in ("alltoallv", "persistent")))
+WAYS = ("", "counts", *(mode + staged for staged in ("", ", staged") for mode in MODES))
 """What of an exchange is under way: its counts, or its rows by one of the modes (`interface.Rows.mode`)."""
 
 

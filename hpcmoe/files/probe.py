@@ -14,7 +14,7 @@ import numpy as np
 
 from hpcmoe.errors import InputError
 from hpcmoe.files import h5
-from hpcmoe.types import Cuts, Speeds
+from hpcmoe.types import MODES, Cuts, Speeds
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,11 @@ class Probe:
     """by the transport that `auto` takes; None as long as it was not measured"""
     cuts: Cuts | None = None
 
-    @property
-    def transport(self) -> str:
-        """What `exchange.transport = "auto"` takes: the first that works. Raises `InputError` where none does."""
+    def best(self) -> str:
+        """The transport that `exchange.transport = "auto"` takes: the first that works.
+
+        Raises `InputError` where none does.
+        """
         found = [name for name, right in self.works.items() if right]
         if not found:
             raise InputError(f"the probe found no transport that works ({', '.join(self.works)} failed): run hpcmoe "
@@ -55,7 +57,7 @@ def write(path: Path, probe: Probe, versions: str) -> None:
         h5.put(file, "transport/works", np.array(list(probe.works.values()), np.uint8), "whether rows came whole")
         if probe.speeds:
             h5.put(file, "exchange/size", probe.speeds.size, "bytes from each rank to each other [B]")
-            for mode in ("alltoallv", "persistent"):
+            for mode in MODES:
                 h5.put(file, f"exchange/{mode}", getattr(probe.speeds, mode), f"one direction by {mode} [s]")
         if probe.cuts:
             h5.put(file, "step/rows", probe.cuts.rows, "tokens of a step on each rank")

@@ -55,8 +55,8 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
         raise launch.Agreed(DeviceError.code, "rows did not come whole by any transport: try another MPI library", 0)
     if world.size > 1 and model.moe:
         tell("timing modes and schedules")
-        speeds = tune.measure(world.comm, world.idle, units, known.transport, rounds=31)
-        way = ways.Way("auto", known.transport, speeds)
+        speeds = tune.measure(world.comm, world.idle, units, known.best(), rounds=31)
+        way = ways.Way("auto", known.best(), speeds)
         known = replace(known, speeds=speeds, cuts=cuts.measure_cuts(world, model, job, way, most))
         save(known)
     if world.rank == 0:
@@ -90,7 +90,7 @@ def page(out: Console, found: Probe) -> None:
     out.print(f"{text.plural(len(found.host), 'rank')} on {text.plural(len(set(found.host)), 'host')}, "
               f"{found.model}, rows of {text.size(2 * found.units)}; {found.library}")
     works = [f"{name} {'works' if right else 'DOES NOT WORK'}" for name, right in found.works.items()]
-    taken = f"; auto takes {found.transport}" if any(found.works.values()) else ""
+    taken = f"; auto takes {found.best()}" if any(found.works.values()) else ""
     out.print(f"transports    {', '.join(works)}{taken}")
     if found.speeds:
         grid = text.table(">bytes/peer", ">alltoallv", ">persistent", "auto takes")

@@ -10,10 +10,10 @@ from hpcmoe.exchange import persistent, staged
 from hpcmoe.exchange.buffer import RowTypes
 from hpcmoe.exchange.headers import Headers
 from hpcmoe.exchange.interface import until
-from hpcmoe.exchange.lane import TRANSPORTS, Way, open_rows
+from hpcmoe.exchange.lane import Way, open_rows
 from hpcmoe.exchange.requests import make_pairs
 from hpcmoe.kernels import pack
-from hpcmoe.types import Extent, Speeds, blocks
+from hpcmoe.types import MODES, TRANSPORTS, Extent, Speeds, blocks
 
 pytestmark = pytest.mark.mpi
 SPEEDS = Speeds(np.array([1.0, 64.0, 1e4]), np.array([10.0, 10.0, 20.0]), np.array([1.0, 9.0, 90.0]))
@@ -37,7 +37,7 @@ def tables(R: int) -> list[np.ndarray]:
 
 
 WAYS = [Way(mode, transport, speeds) for mode, transport, speeds in itertools.product(
-    ["alltoallv", "persistent", "auto"], TRANSPORTS, [SPEEDS])]
+    (*MODES, "auto"), TRANSPORTS, [SPEEDS])]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")

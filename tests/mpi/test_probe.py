@@ -11,12 +11,12 @@ from hpcmoe import config, launch, tables
 from hpcmoe.bench import cuts
 from hpcmoe.bench import probe as bench
 from hpcmoe.engine import ways
-from hpcmoe.exchange.lane import TRANSPORTS, Way
+from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.staged import Staged
 from hpcmoe.files import probe, prompts
 from hpcmoe.files.probe import Probe
 from hpcmoe.report import probe as page
-from hpcmoe.types import Cuts, Speeds
+from hpcmoe.types import TRANSPORTS, Cuts, Speeds
 
 pytestmark = pytest.mark.mpi
 SPEEDS = Speeds(np.array([1.0, 2.0]), np.array([2.0, 2.0]), np.array([1.0, 3.0]))

@@ -37,11 +37,11 @@ def test_a_probe_that_was_ended_tells_what_ended_it(tmp_path):
     found = probe.read(tmp_path / "p.h5")
     assert found.speeds is None and found.cuts is None
     with pytest.raises(InputError, match=r"no transport that works \(device failed\): run hpcmoe probe again"):
-        print(found.transport)
+        print(found.best())
 
 
 def test_the_first_transport_that_works_is_taken():
-    assert WHOLE.transport == "staged"
+    assert WHOLE.best() == "staged"
 
 
 @pytest.mark.parametrize("name", ["exchange/persistent", "step/halves", "transport/works"])
