@@ -5,12 +5,39 @@ and messages carry its bits as uint16. Weights on a CPU are float32 arrays whate
 dtype, so that BLAS takes them as they are.
 """
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 
 FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
+MEMORY = ("host", "device")
+"""Where arrays lie."""
+
+
+def empty(shape: tuple[int, ...], memory: str) -> Any:
+    """uint16 in host memory (NumPy's), or on the current GPU (CuPy's)."""
+    if memory == "host":
+        return np.empty(shape, np.uint16)
+    import cupy
+    return cupy.empty(shape, np.uint16)
+
+
+def copy(values: Any, into: Any) -> None:
+    """Between arrays of one shape and dtype without gaps, in any memory; returns behind it."""
+    if isinstance(values, np.ndarray) and isinstance(into, np.ndarray):
+        into[...] = values
+        return
+    from cupy.cuda import get_current_stream, runtime
+    stream = get_current_stream()
+    runtime.memcpyAsync(_address(into), _address(values), values.nbytes, runtime.memcpyDefault, stream.ptr)
+    stream.synchronize()
+
+
+def _address(values: Any) -> int:
+    return values.ctypes.data if isinstance(values, np.ndarray) else values.data.ptr
 
 
 def widen(bits: np.ndarray) -> np.ndarray:

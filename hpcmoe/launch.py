@@ -1,4 +1,4 @@
-"""From a process to a rank: MPI, the share of the cores, and how a job ends when something goes wrong.
+"""From a process to a rank: device, MPI, the share of the cores, and how a job ends when something goes wrong.
 
 Nothing here runs before a verb needs it, so `--help` and `check` work where MPI does not.
 """
@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from hpcmoe import gpu
 from hpcmoe.errors import INTERNAL, DeviceError, HpcmoeError
+from hpcmoe.gpu import Gpu
 
 T = TypeVar("T")
 
@@ -45,6 +47,13 @@ class World:
     """what to do between two looks at a request"""
     library: str
     """the MPI library's own version line"""
+    gpus: tuple[Gpu, ...] = ()
+    """`[R]`: what each rank found"""
+
+    @property
+    def memory(self) -> str:
+        """Where ranks compute: one of `array.MEMORY`."""
+        return "device" if self.gpus and all(gpu.address for gpu in self.gpus) else "host"
 
 
 class Agreed(Exception):
@@ -85,8 +94,12 @@ def check_launch(size: int, tasks: int, library: str) -> None:
                           f"MPI), or the mpiexec of this MPI ({library})")
 
 
-def start() -> World:
-    """Starts MPI and shares out the cores. Collective over all processes of the job. Raises `DeviceError`."""
+def start(device: str = "cpu") -> World:
+    """Takes the GPU, starts MPI and shares out the cores. Collective over all processes of the job.
+
+    `device` is the job's `compute.device`. Raises `DeviceError`.
+    """
+    mine = gpu.take(device)
     import mpi4py
     mpi4py.rc.thread_level = "funneled"
     try:
@@ -103,9 +116,9 @@ def start() -> World:
     first = node.bcast(comm.rank)
     node.Free()
     threads = limit_blas(threads)
-    hosts, pids, firsts = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid(), first)))
-    nodes = number(firsts)
-    return World(comm, comm.rank, comm.size, hosts, pids, nodes, threads, rest if crowded else spin, library)
+    hosts, pids, firsts, gpus = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid(), first, mine)))
+    return World(comm, comm.rank, comm.size, hosts, pids, number(firsts), threads, rest if crowded else spin, library,
+                 gpus)
 
 
 def number(names: Sequence[Any]) -> tuple[int, ...]:
@@ -130,6 +143,15 @@ def limit_blas(threads: int) -> int:
     if not {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ):
         threadpool_limits(threads)
     return max((info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"), default=threads)
+
+
+def check_gpus(world: World) -> None:
+    """Raises `Agreed` where a rank cannot have the GPU that the job asks for, or has none while others have."""
+    some = any(gpu.address for gpu in world.gpus)
+    for rank, found in enumerate(world.gpus):
+        if found.failure or (some and not found.address):
+            line = found.failure or "it has no GPU, others have: give every rank one, or set compute.device = cpu"
+            raise Agreed(DeviceError.code, f"rank {rank} on {world.hosts[rank]}: {line}", rank)
 
 
 def on_root(world: World, work: Callable[[], T]) -> T:
@@ -174,6 +196,10 @@ def guarded(world: World, work: Callable[[], None]) -> int:
     except HpcmoeError as error:
         report(f"rank {world.rank} on {world.hosts[world.rank]}: {error}" if world.size > 1 else str(error))
         end_all(world, error.code)
+    except MemoryError as error:
+        report(f"rank {world.rank} on {world.hosts[world.rank]}: memory is full ({error}): fewer or shorter sequences "
+               "need less (schedule.max_sequences, schedule.max_tokens); hpcmoe check prints the plan")
+        end_all(world, DeviceError.code)
     except KeyboardInterrupt:
         report("interrupted")
         end_all(world, INTERRUPTED)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,11 +42,21 @@ class Rig:
     """Collective over `comm`; use as a context."""
 
     def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64,
-                 course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None) -> None:
-        kind, placement = array.DTYPES[dtype], place(source.spec, comm.size)
+                 course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None,
+                 device: bool = False) -> None:
+        """`device`: on a GPU, in bfloat16."""
+        kind, placement = array.DTYPES["bfloat16" if device else dtype], place(source.spec, comm.size)
+        self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
+        if device:
+            from hpcmoe.device.weights import keep
+            from hpcmoe.engine.gpu import open_segments as open_on_gpu
+            held = weights.load(source, lambda n: placement.held_by(comm.rank), kind, keep)
+            self.segments = open_on_gpu(comm, watch or Unwatched(launch.rest), source.spec, held, placement,
+                                        Sizes(slots, slots * length, length), Generate(),
+                                        replace(course.way, memory="device"), micro_batches, keep_logits=True)
+            return
         held = weights.load(source, lambda n: placement.held_by(comm.rank), kind)
         sizes = Sizes(slots, 0, length)
-        self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
         self.segments = open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placement, sizes,
                                       chooser(Generate()), kind, course.way, micro_batches,
                                       overlapped=course.schedule == "overlapped", keep_logits=True)
@@ -67,7 +78,7 @@ class Rig:
         if kind is None:
             self.segments.free()
         else:  # the others may be anywhere
-            self.segments.stream.close()
+            self.segments.close()
 
 
 def golden(family: str) -> tuple[np.lib.npyio.NpzFile, list[np.ndarray]]:

@@ -154,9 +154,13 @@ class CpuSegments:
         """See `layer.Segments`."""
         return work.outcome
 
+    def close(self) -> None:
+        """Nothing more is begun. Local."""
+        self.stream.close()
+
     def free(self) -> None:
         """Collective."""
-        self.stream.close()
+        self.close()
         for lane in self.lanes:
             lane.free()
 

@@ -15,10 +15,10 @@ class Alltoallv:
     stage = "exchange"
     mode = "alltoallv"
 
-    def __init__(self, comm, idle: Idle) -> None:
+    def __init__(self, comm, idle: Idle, memory: str = "host") -> None:
         self._comm = comm.Dup()
         self._me, self._idle = comm.rank, idle
-        self._out, self._in, self._type = Buffer(), Buffer(), RowTypes()
+        self._out, self._in, self._type = Buffer(memory), Buffer(memory), RowTypes()
         self._request = MPI.REQUEST_NULL
 
     def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:

@@ -3,20 +3,22 @@
 import numpy as np
 from mpi4py import MPI
 
+from hpcmoe import array
 from hpcmoe.types import Layout
 
 
 class Buffer:
     """Rows of any number, in memory that grows by doubling and is kept."""
 
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint16)
+    def __init__(self, memory: str = "host") -> None:
+        """`memory` as in `array.MEMORY`."""
+        self._where, self._memory = memory, array.empty((0,), memory)
 
     def take(self, rows: int, units: int) -> np.ndarray:
         """`[rows, units]` uint16. What was there before is lost."""
         size = rows * units
         if size > len(self._memory):
-            self._memory = np.empty(max(size, 2 * len(self._memory)), np.uint16)
+            self._memory = array.empty((max(size, 2 * len(self._memory)),), self._where)
         return self._memory[:size].reshape(rows, units)
 
 

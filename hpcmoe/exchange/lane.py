@@ -35,6 +35,8 @@ class Way:
     """one of `types.TRANSPORTS`"""
     speeds: Speeds | None = None
     """the same on all ranks"""
+    memory: str = "host"
+    """where rows are computed: one of `array.MEMORY`"""
 
 
 def open_lane(comm, idle: Idle, way: Way) -> Lane:
@@ -45,7 +47,9 @@ def open_lane(comm, idle: Idle, way: Way) -> Lane:
 def open_rows(comm, idle: Idle, way: Way) -> Rows:
     """One of the two directions. Collective over `comm`."""
     if way.transport == "staged":
-        return Staged(comm, idle, lambda: open_rows(comm, idle, replace(way, transport="device")))
+        return Staged(comm, idle, lambda: open_rows(comm, idle, replace(way, transport="device",
+                                                                            memory="host")), way.memory)
     if way.mode == "alltoallv" or (way.mode == "auto" and way.speeds is None):
-        return Alltoallv(comm, idle)
-    return Persistent(comm, idle, way.speeds.persistent_pays if way.mode == "auto" and way.speeds else always)
+        return Alltoallv(comm, idle, way.memory)
+    pays = way.speeds.persistent_pays if way.mode == "auto" and way.speeds else always
+    return Persistent(comm, idle, pays, way.memory)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcmoe import array
 from hpcmoe.exchange.alltoallv import Alltoallv
 from hpcmoe.exchange.buffer import Buffer, RowTypes
 from hpcmoe.exchange.interface import until
@@ -53,11 +54,11 @@ class Persistent:
 
     stage = "exchange"
 
-    def __init__(self, comm, idle: Idle, pays: Pays = always) -> None:
+    def __init__(self, comm, idle: Idle, pays: Pays = always, memory: str = "host") -> None:
         self._comm = comm.Dup()
         self._size, self._me, self._idle, self._pays = comm.size, comm.rank, idle, pays
-        self._exact = Alltoallv(comm, idle)
-        self._dense, self._type = Buffer(), RowTypes()
+        self._exact = Alltoallv(comm, idle, memory)
+        self._memory, self._dense, self._type = memory, Buffer(memory), RowTypes()
         self._rungs: dict[tuple[int, int], Rung] = {}
         self._rung: Rung | None = None
         self._recent: deque[int] = deque([0], MEMORY)
@@ -119,7 +120,8 @@ class Persistent:
     def _make(self, capacity: int, units: int) -> Rung:
         """Collective."""
         R = self._size
-        out, into = np.zeros((2, R * capacity, units), np.uint16)
+        out, into = both = array.empty((2, R * capacity, units), self._memory)
+        both[...] = 0
         full = blocks(np.full(R, capacity), self._me, capacity)
         return Rung(out, into, make_request(self._comm, out, into, full, self._type(units)))
 

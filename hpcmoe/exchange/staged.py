@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from hpcmoe import array
 from hpcmoe.exchange.buffer import Buffer, copy_own
 from hpcmoe.exchange.interface import Rows, until
 from hpcmoe.launch import Idle
@@ -22,11 +23,11 @@ class Staged:
 
     stage = "exchange"
 
-    def __init__(self, comm, idle: Idle, make: Callable[[], Rows]) -> None:
-        """`make` opens an exchange of the host's memory; it is called twice."""
+    def __init__(self, comm, idle: Idle, make: Callable[[], Rows], memory: str = "host") -> None:
+        """`make` opens an exchange of the host's memory; it is called twice. `memory` is that of the rows."""
         self._size, self._me, self._idle = comm.size, comm.rank, idle
         self._lanes = make(), make()
-        self._out, self._in = Buffer(), Buffer()
+        self._out, self._in = Buffer(memory), Buffer(memory)
         self._begun = self._ended = self._pieces = 0
 
     @property
@@ -58,7 +59,7 @@ class Staged:
         sent = _part(self._layout, piece, self._height, self._me)
         rows, layout = lane.room(sent, self._rows.shape[1])
         for whole, part in _blocks(self._layout, layout, piece * self._height):
-            rows[part] = self._rows[whole]
+            array.copy(self._rows[whole], rows[part])
         lane.start(dense(_part(self.landing, piece, self._height, self._me), self._me),
                    Extent(min(self._height, self._extent.largest - piece * self._height), self._extent.total))
         self._begun += 1
@@ -68,7 +69,7 @@ class Staged:
         lane, piece = self._lanes[self._ended % 2], self._ended
         lane.wait()
         for whole, part in _blocks(self.landing, lane.landing, piece * self._height):
-            self.arrived[whole] = lane.arrived[part]
+            array.copy(lane.arrived[part], self.arrived[whole])
         self._ended += 1
         if self._begun < self._pieces:
             self._begin()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from hpcmoe.spec import ModelSpec, Tensor
 
 Held = Callable[[int], list[int]]
 """layer -> the experts that this rank holds there, in the order of its slots."""
+
+Keep = Callable[[Tensor, np.ndarray], Any]
+"""(tensor, its values in float32) -> where and how they are kept; on a GPU: `device.weights.keep`"""
 
 
 @dataclass(frozen=True)
@@ -88,20 +92,23 @@ class Weights:
     """`[V, H]`; the embedding itself where the head is tied"""
 
 
-def load(source: Source, held: Held, dtype: np.dtype) -> Weights:
-    """Reads what this rank holds, block by block, rounded to `dtype`. Not collective.
+def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = lambda tensor, values: values) -> Weights:
+    """Reads what this rank holds, block by block, rounded to `dtype`; each tensor is kept as `keep` says. Local.
 
     Raises `InputError` where the source has values that are missing or not finite.
     """
     model = source.spec
-    outer = {t.name: _fill(source, t, dtype) for t in spec.outer_tensors(model)}
-    layers = tuple(_layer(source, n, held(n) if not model.is_dense(n) else [], dtype) for n in range(model.layers))
+
+    def fill(tensor: Tensor) -> np.ndarray:
+        return keep(tensor, _fill(source, tensor, dtype))
+
+    outer = {t.name: fill(t) for t in spec.outer_tensors(model)}
+    layers = tuple(_layer(model, n, held(n) if not model.is_dense(n) else [], fill) for n in range(model.layers))
     return Weights(outer["embedding"], layers, outer["norm"], outer.get("head", outer["embedding"]))
 
 
-def _layer(source: Source, layer: int, held: list[int], dtype: np.dtype) -> Layer:
-    model = source.spec
-    found = {(t.kind, t.expert): _fill(source, t, dtype) for t in spec.layer_tensors(model, layer)
+def _layer(model: ModelSpec, layer: int, held: list[int], fill: Callable[[Tensor], np.ndarray]) -> Layer:
+    found = {(t.kind, t.expert): fill(t) for t in spec.layer_tensors(model, layer)
              if t.expert is None or t.expert in held}
 
     def some(kind: str) -> np.ndarray | None:

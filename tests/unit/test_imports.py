@@ -13,8 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"errors", "paths", "tables"},
     {"config", "spec", "traffic", "types"},
-    {"array", "launch"},
+    {"array", "gpu", "launch"},
     {"kernels", "files", "reference"},
+    {"device"},
     {"model", "exchange", "placement"},
     {"engine"},
     {"predict", "bench", "convert", "report"},

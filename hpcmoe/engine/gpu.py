@@ -1,0 +1,292 @@
+"""The segments of a step on a GPU: `layer.Segments` in CUDA, with rows that travel by MPI from device to device.
+
+Arithmetic is given to one stream; packing and a rank's own rows to another, so that they need not wait behind another
+micro-batch's layer. The host waits for events, never for the device.
+"""
+
+from collections.abc import Sequence
+
+import cupy
+import numpy as np
+
+from hpcmoe.config import Generate
+from hpcmoe.device import attention, choice, norm, rows
+from hpcmoe.device.attention import WIDEST, KvCache
+from hpcmoe.device.cuda import Event, pinned
+from hpcmoe.device.gate import Map, choose, make_map, order
+from hpcmoe.device.gemm import Gemm
+from hpcmoe.device.swiglu import swiglu, weigh
+from hpcmoe.engine.clock import Clock
+from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.room import Counts, Room, Work
+from hpcmoe.engine.trace import Untraced
+from hpcmoe.engine.trip import Trip, classes
+from hpcmoe.errors import InputError
+from hpcmoe.exchange.interface import Flight, Rows
+from hpcmoe.exchange.lane import Lane, Way, open_lane
+from hpcmoe.exchange.route import plan_receive, trailer_width
+from hpcmoe.exchange.watch import Unwatched, Watch
+from hpcmoe.kernels.choice import uniform
+from hpcmoe.model.weights import Shared, Swiglu, Weights
+from hpcmoe.spec import ModelSpec
+from hpcmoe.types import Batch, Outcome, Placement, dense
+
+LOGITS = 1 << 28
+"""Logits that are held at once."""
+
+
+class GpuSegments:
+    """A rank's model, cache and exchanges. A `layer.Segments`; all of it runs on the main thread."""
+
+    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, rank: int,
+                 lanes: Sequence[Lane], rooms: Sequence[Room], watch: Watch | Unwatched, rules: Generate,
+                 keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
+        """One lane and one room for each micro-batch of a step; else as `segments.CpuSegments`."""
+        self.model, self.weights, self.cache, self.placement, self.rank = model, weights, cache, placement, rank
+        self.lanes, self.rooms, self.watch, self.rules, self.keep_logits = lanes, rooms, watch, rules, keep_logits
+        self.clock = Clock(model.layers, trace=trace)
+        self._compute = cupy.cuda.Stream(non_blocking=True)
+        self._travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
+        self._gemm, self._map = Gemm(), make_map(placement) if model.moe else None
+        self._classes = classes(nodes or (0,) * placement.ranks, rank)
+        self._width = trailer_width(placement, model.moe.top_k) if model.moe else 0
+        self.moe_layers: Sequence[int] = model.moe_layers
+
+    def begin(self, batch: Batch, number: int) -> Work:
+        """See `layer.Segments`."""
+        return Work(batch, number, self.lanes[number], self.rooms[number])
+
+    def enter(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        batch, room = work.batch, work.room
+        slots = np.repeat([span.slot for span in batch.spans], [span.rows for span in batch.spans])
+        with self._compute:
+            room.load[...] = 0
+            work.slot, work.position = room.slot.send(slots), room.position.send(batch.position)
+            work.x = rows.take(self.weights.embedding, room.token.send(batch.token), batch.rows, self.model.hidden)
+            self._to_next_gate(work)
+        return Event(self._compute)
+
+    def count(self, work: Work) -> Flight:
+        """See `layer.Segments`."""
+        route, lane = work.room.route, work.lane
+        counts, home_counts = route.counts.copy(), route.home_counts.copy()
+        work.homecoming = dense(home_counts, self.rank)
+        with self._travel:
+            units = self.model.hidden + self._width
+            out, layout = lane.dispatch.room(counts, units)
+            work.room.out_base[:] = layout.first
+            rows.pack(work.room.normed[:work.batch.rows], route, self._at, work.room.out_base, out, self._width)
+            packed = Event(self._travel)
+        self._leave(work, layout.rows, counts, units)
+        self.watch.mark("dispatch", work.layer, work.number, work.leaving)
+        self.watch.by("counts")
+        work.trip = self._depart(lane.dispatch, "dispatch", work)
+        with self.clock.starting(work.trip):
+            lane.headers.start(counts, home_counts)
+        return Counts(lane.headers, packed)
+
+    def dispatch(self, work: Work) -> Flight:
+        """See `layer.Segments`."""
+        headers, travelling = work.lane.headers, work.lane.dispatch
+        with self.clock.starting(work.trip), self._travel:
+            travelling.start(headers.incoming, headers.extent)
+            work.own = Event(self._travel)
+            self.watch.by(travelling.mode)
+        weights = self.weights.layers[work.layer].shared
+        if weights:
+            with self._compute:
+                work.shared = self._shared(weights, work.room.normed[:work.batch.rows])
+        return work.trip
+
+    def expert(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        slots = self.weights.layers[work.layer].experts
+        if len(slots) > 1:
+            self._sorted_experts(work, slots)
+        else:
+            self._one_expert(work, slots)
+        return Event(self._compute)
+
+    def collect(self, work: Work) -> Flight:
+        """See `layer.Segments`."""
+        home = work.lane.home
+        self.watch.mark("return", work.layer, work.number, work.leaving)
+        trip = self._depart(home, "return", work)
+        with self.clock.starting(trip), self._travel:
+            home.start(work.homecoming, work.lane.headers.extent_home)
+            work.own = Event(self._travel)
+            self.watch.by(home.mode)
+        return trip
+
+    def leave_enter(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        assert self.model.moe is not None
+        home = work.lane.home
+        with self._compute:
+            work.own.hold(self._compute)
+            work.room.home_base[:] = home.landing.first
+            rows.combine(work.x, home.arrived, work.shared, work.room.route, work.room.home_base,
+                         self.model.moe.round_weights)
+            work.shared = None
+            work.layer += 1
+            self._to_next_gate(work)
+        return Event(self._compute)
+
+    def head(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        step = max(1, LOGITS // self.model.vocabulary)
+        with self._compute:
+            parts = [self._next_tokens(work, slice(first, first + step))
+                     for first in range(0, max(len(work.batch.wanted), 1), step)]
+            work.results = tuple(_to_host(cupy.concatenate(part)) for part in zip(*parts))
+            work.results += (_to_host(work.room.load),)
+        return Event(self._compute)
+
+    def outcome(self, work: Work) -> Outcome:
+        """See `layer.Segments`."""
+        token, logprob, logits, load = work.results
+        wide = (logits.astype(np.uint32) << 16).view(np.float32) if self.keep_logits else None
+        return Outcome(token.copy(), logprob.copy(), load[:, :self.model.experts].astype(np.int64), wide)
+
+    def close(self) -> None:
+        """Nothing more is begun. Local."""
+
+    def free(self) -> None:
+        """Collective."""
+        for lane in self.lanes:
+            lane.free()
+
+    @property
+    def _at(self) -> Map:
+        assert self._map is not None
+        return self._map
+
+    def _depart(self, travelling: Rows, kind: str, work: Work) -> Trip:
+        return self.clock.depart(travelling, kind, work.layer, work.number, work.leaving, work.sent)
+
+    def _leave(self, work: Work, count: int, counts: np.ndarray, units: int) -> None:
+        work.leaving, work.sent = count, self._classes @ counts * (2 * units)
+
+    def _to_next_gate(self, work: Work) -> None:
+        """Whole dense layers, then the first half of the next layer with experts, if there is one."""
+        eps = self.model.norm_eps
+        while work.layer < self.model.layers:
+            weights = self.weights.layers[work.layer]
+            normed = work.room.normed[:work.batch.rows]
+            norm.add_norm(work.x, self._attention(work, norm.rms_norm(work.x, weights.attention.norm, eps)),
+                          weights.norm, eps, normed)
+            if not weights.dense:
+                return self._gate(work, normed)
+            norm.add(work.x, swiglu(self._gemm, normed, weights.dense.gate_up, weights.dense.down))
+            work.layer += 1
+
+    def _attention(self, work: Work, normed: cupy.ndarray) -> cupy.ndarray:
+        """What the attention of the layer adds to its tokens, `[T, H]`."""
+        a, weights = self.model.attention, self.weights.layers[work.layer].attention
+        qkv = self._gemm(normed, weights.qkv, bias=weights.bias)
+        for first, width, weight in ((0, a.query_width, weights.q_norm), (a.query_width, a.kv_width, weights.k_norm)):
+            if weight is not None:
+                norm.head_norm(qkv, first, width, weight, self.model.norm_eps)
+        q = attention.extend(self.model, qkv, self.cache, work.layer, work.slot, work.position)
+        mixed = attention.attend(self.model, q, self.cache, work.layer, work.slot, work.position)
+        return self._gemm(mixed, weights.o)
+
+    def _gate(self, work: Work, normed: cupy.ndarray) -> None:
+        moe, weights, route = self.model.moe, self.weights.layers[work.layer].gate, work.room.route
+        assert moe is not None and weights is not None
+        logits = self._gemm(normed, weights.weight, dtype=np.float32)
+        choose(moe, logits, weights.bias, route, work.room.load[work.layer])
+        order(route, self._at, work.batch.rows, self.placement.ranks)
+
+    def _shared(self, weights: Shared, normed: cupy.ndarray) -> cupy.ndarray:
+        y = swiglu(self._gemm, normed, weights.swiglu.gate_up, weights.swiglu.down)
+        if weights.gate is not None:
+            weigh(y, self._gemm(normed, weights.gate))
+        return y
+
+    def _one_expert(self, work: Work, slots: Sequence[Swiglu]) -> None:
+        """Rows are computed in the order in which they came; no slot, no rows."""
+        arrived, landing, H = work.lane.dispatch.arrived, work.lane.dispatch.landing, self.model.hidden
+        out, layout = work.lane.home.room(landing.counts, H)
+        self._leave(work, layout.rows, landing.counts, H)
+        with self._compute:
+            work.own.hold(self._compute)
+            if not landing.rows:
+                return
+            x = arrived[:landing.rows]
+            if landing.place is not None or arrived.shape[1] != H:
+                index = None if landing.place is None else work.room.source.send(landing.place)
+                x = rows.take(arrived, index, landing.rows, H)
+            expert, = slots
+            if layout.place is None:
+                swiglu(self._gemm, x, expert.gate_up, expert.down, out[:layout.rows])
+            else:
+                answers = swiglu(self._gemm, x, expert.gate_up, expert.down)
+                rows.put(answers, work.room.target_row.send(layout.place), out)
+
+    def _sorted_experts(self, work: Work, slots: Sequence[Swiglu]) -> None:
+        """Rows are computed by slot; the trailers, which say by which, pass through the host."""
+        arrived, landing, H = work.lane.dispatch.arrived, work.lane.dispatch.landing, self.model.hidden
+        with self._travel:
+            found = cupy.ascontiguousarray(arrived[:, H:]).get().view(np.int16)
+        lie = np.arange(landing.rows) if landing.place is None else landing.place
+        plan = plan_receive(landing.counts, found[lie], len(slots))
+        out, layout = work.lane.home.room(plan.home_counts, H)
+        self._leave(work, layout.rows, plan.home_counts, H)
+        to = plan.place if layout.place is None else layout.place[plan.place]
+        with self._compute:
+            work.own.hold(self._compute)
+            x = rows.take(arrived, work.room.source.send(lie[plan.row]), len(plan.row), H)
+            index, first = work.room.target_row.send(to), 0
+            for expert, count in zip(slots, plan.slot_counts.tolist()):
+                part = slice(first, first + count)
+                first = part.stop
+                if count:
+                    rows.put(swiglu(self._gemm, x[part], expert.gate_up, expert.down), index[part], out)
+
+    def _next_tokens(self, work: Work, part: slice) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
+        batch, rules, room = work.batch, self.rules, work.room
+        wanted = batch.wanted[part]
+        logits = self._gemm(norm.rms_norm(work.x, self.weights.norm, self.model.norm_eps, room.wanted.send(wanted)),
+                            self.weights.head)
+        u = np.zeros(len(wanted))
+        if rules.temperature:
+            u[:] = [uniform(rules.seed, int(p), int(at) + 1)
+                    for p, at in zip(batch.prompt[part], batch.position[wanted])]
+        token, logprob = choice.next_token(logits, room.target.send(batch.target[part]), room.u.send(u),
+                                           rules.temperature, rules.top_p)
+        return token, logprob, logits if self.keep_logits else logits[:, :0]
+
+
+def _to_host(values: cupy.ndarray) -> np.ndarray:
+    """A copy that is there when the current stream comes to its end."""
+    out = pinned(values.shape, values.dtype)
+    if values.size:
+        cupy.cuda.runtime.memcpyAsync(out.ctypes.data, values.data.ptr, values.nbytes,
+                                      cupy.cuda.runtime.memcpyDeviceToHost, cupy.cuda.get_current_stream().ptr)
+    return out
+
+
+def check_model(model: ModelSpec) -> None:
+    """Raises `InputError` where the kernels cannot compute a model: rows are moved by 8 values."""
+    moe, a = model.moe, model.attention
+    widths = {"hidden": model.hidden, "moe.hidden": moe.hidden if moe else 8, "dense.hidden": model.dense.hidden
+              if model.dense else 8, "moe.shared_hidden": moe.shared_hidden if moe else 8}
+    odd = [f"{name} = {width}" for name, width in widths.items() if width % 8]
+    if odd or a.head_dim % 2 or a.head_dim > WIDEST or (moe and moe.top_k > WIDEST):
+        raise InputError(f"model {model.name} cannot be computed on a GPU: " + (
+            f"{', '.join(odd)}: should be multiples of 8" if odd else
+            f"heads should have an even number of values, {WIDEST} at most, and a token {WIDEST} experts at most")
+            + "; compute.device = cpu computes it")
+
+
+def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+                  rules: Generate, way: Way, micro_batches: int = 1, keep_logits: bool = False,
+                  nodes: Sequence[int] = (), trace: Untraced | None = None) -> GpuSegments:
+    """As `segments.open_segments`, around weights that are on the device. Collective over `comm`."""
+    check_model(model)
+    cache = KvCache(model, sizes.sequences, sizes.length)
+    lanes = [open_lane(comm, watch.idle, way) for _ in range(micro_batches)]
+    rooms = [Room(model, sizes.tokens, comm.size) for _ in range(micro_batches)]
+    return GpuSegments(model, held, cache, placement, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes, trace)

@@ -1,0 +1,71 @@
+"""What a micro-batch on a GPU has in hand: its buffers, and what its next segment needs."""
+
+from dataclasses import dataclass, field
+
+import cupy
+import numpy as np
+
+from hpcmoe.device.cuda import Event, Mirror, pinned
+from hpcmoe.device.gate import Route, make_route
+from hpcmoe.engine.trip import Trip
+from hpcmoe.exchange.interface import Flight
+from hpcmoe.exchange.lane import Lane
+from hpcmoe.spec import ModelSpec
+from hpcmoe.types import Batch, Layout
+
+
+class Room:
+    """What a micro-batch needs on the device, whichever step it is in."""
+
+    def __init__(self, model: ModelSpec, tokens: int, ranks: int) -> None:
+        K = model.moe.top_k if model.moe else 1
+        self.normed = cupy.empty((tokens, model.hidden), np.uint16)
+        self.route: Route = make_route(tokens, K, ranks)
+        self.load = cupy.zeros((model.layers, max(model.experts, 1)), np.uint64)
+        self.out_base, self.home_base = pinned(ranks, np.int32), pinned(ranks, np.int32)
+        self.token, self.slot, self.position, self.wanted, self.target = (Mirror(np.int32) for _ in range(5))
+        self.source, self.target_row = Mirror(np.int32), Mirror(np.int32)
+        self.u = Mirror(np.float64)
+
+
+@dataclass
+class Work:
+    """The handle of a micro-batch: what its next segment needs."""
+
+    batch: Batch
+    number: int
+    """of the micro-batch in its step"""
+    lane: Lane
+    room: Room
+    layer: int = 0
+    x: cupy.ndarray = field(init=False)
+    """`[T, H]` uint16: the residual stream"""
+    slot: cupy.ndarray = field(init=False)
+    position: cupy.ndarray = field(init=False)
+    shared: cupy.ndarray | None = None
+    """`[T, H]` uint16: the shared expert's answer"""
+    homecoming: Layout = field(init=False)
+    leaving: int = 0
+    sent: np.ndarray = field(init=False)
+    trip: Trip = field(init=False)
+    own: Event = field(init=False)
+    """the rank's own rows are where those from others arrive"""
+    results: tuple[np.ndarray, ...] = ()
+
+
+class Counts:
+    """Counts on their way, while the rows are packed. A `Flight`."""
+
+    stage = "exchange"
+
+    def __init__(self, headers: Flight, packed: Event) -> None:
+        self._headers, self._packed = headers, packed
+
+    def test(self) -> bool:
+        """See `Flight`."""
+        return self._headers.test() and self._packed.test()
+
+    def wait(self) -> None:
+        """See `Flight`."""
+        self._headers.wait()
+        self._packed.wait()

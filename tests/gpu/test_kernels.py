@@ -1,0 +1,231 @@
+"""Each kernel against its twin in NumPy, over random shapes."""
+
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from hpcmoe.exchange.route import plan_send, trailer_width
+from hpcmoe.kernels import attention as cpu_attention
+from hpcmoe.kernels import choice as cpu_choice
+from hpcmoe.kernels import combine as cpu_combine
+from hpcmoe.kernels import gate as cpu_gate
+from hpcmoe.kernels import norm as cpu_norm
+from hpcmoe.kernels import rope as cpu_rope
+from hpcmoe.kernels import swiglu as cpu_swiglu
+from hpcmoe.placement.plan import linear
+from hpcmoe.spec import Attention, ModelSpec, Moe
+
+pytestmark = pytest.mark.gpu
+BF16 = np.dtype(ml_dtypes.bfloat16)
+SEEDS = range(6)
+
+
+def some(rng, *shape):
+    return rng.standard_normal(shape).astype(BF16)
+
+
+def there(x):
+    """On the device; bfloat16 as its bits."""
+    import cupy
+    return cupy.asarray(x.view(np.uint16) if x.dtype == BF16 else x)
+
+
+def here(x):
+    """Back, uint16 as bfloat16."""
+    out = x.get()
+    return out.view(BF16) if out.dtype == np.uint16 else out
+
+
+def close(got, want):
+    """bfloat16 that differ by two last bits at most, for two roundings may differ, and seldom at all."""
+    got, want = got.astype(np.float32), want.astype(np.float32)
+    assert got.shape == want.shape and np.all(np.abs(got - want) <= 2.0**-6 * np.abs(want)), np.abs(got - want).max()
+    assert np.mean(got != want) < 0.02
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_norms(seed):
+    from hpcmoe.device import norm
+    rng = np.random.default_rng(seed)
+    T, H = int(rng.integers(1, 70)), 8 * int(rng.integers(1, 900))
+    x, y, weight = some(rng, T, H), some(rng, T, H), rng.standard_normal(H).astype(np.float32)
+    close(here(norm.rms_norm(there(x), there(weight), 1e-5)), cpu_norm.rms_norm(x, weight, 1e-5))
+    index = rng.integers(0, T, 5).astype(np.int32)
+    close(here(norm.rms_norm(there(x), there(weight), 1e-5, there(index))), cpu_norm.rms_norm(x[index], weight, 1e-5))
+    both, out = there(x), there(np.zeros_like(x))
+    norm.add_norm(both, there(y), there(weight), 1e-5, out)
+    assert np.array_equal(here(both), x + y)
+    close(here(out), cpu_norm.rms_norm(x + y, weight, 1e-5))
+    both = there(x)
+    norm.add(both, there(y))
+    assert np.array_equal(here(both), x + y)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_norms_of_heads(seed):
+    from hpcmoe.device import norm
+    rng = np.random.default_rng(seed)
+    T, heads, d = int(rng.integers(1, 9)), int(rng.integers(1, 9)), 2 * int(rng.integers(1, 100))
+    part = d if seed % 2 else heads * d
+    x, weight = some(rng, T, (heads + 3) * d), rng.standard_normal(part).astype(np.float32)
+    got, want = there(x), x.copy()
+    norm.head_norm(got, d, heads * d, there(weight), 1e-6)
+    want[:, d:(heads + 1) * d] = cpu_norm.rms_norm(x[:, d:(heads + 1) * d].reshape(-1, part), weight,
+                                                   1e-6).reshape(T, -1)
+    close(here(got), want)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_attention_through_the_cache(seed):
+    from hpcmoe.device import attention
+    rng = np.random.default_rng(seed)
+    kv, group, d = int(rng.integers(1, 4)), int(rng.integers(1, 4)), 2 * int(rng.integers(1, 129))
+    clip, window, length, slots = 1.25 * (seed % 3 == 0), 5 * (seed % 4 == 1), 90, 5
+    model = ModelSpec("one", 2, 32, 97, length, Attention(kv * group, kv, d, window=window, clip=clip), None,
+                      Moe(2, 1, 8))
+    cache = attention.KvCache(model, slots, length)
+    pieces = [(slot, int(rng.integers(0, 40)), int(rng.integers(1, 40))) for slot in rng.permutation(slots)[:3]]
+    past = some(rng, 2, 2, slots, kv, length, d)  # k and v
+    cache.k[...], cache.v[...] = there(past[0]), there(past[1])
+    slot = np.repeat([p[0] for p in pieces], [p[2] for p in pieces]).astype(np.int32)
+    position = np.concatenate([np.arange(first, first + n) for _, first, n in pieces]).astype(np.int32)
+    T, a = len(slot), model.attention
+    qkv = some(rng, T, (a.heads + 2 * kv) * d)
+    q = attention.extend(model, there(qkv), cache, 1, there(slot), there(position))
+    got = here(attention.attend(model, q, cache, 1, there(slot), there(position)))
+
+    parts = qkv
+    if clip:
+        bound = np.array(clip, BF16)
+        parts = np.minimum(np.maximum(parts, -bound), bound)
+    angles = cpu_rope.tables(position, cpu_rope.frequencies(d, a.rope_theta), BF16)
+    turned_q = cpu_rope.rotate(parts[:, :a.heads * d].reshape(T, -1, d), *angles)
+    turned_k = cpu_rope.rotate(parts[:, a.heads * d:(a.heads + kv) * d].reshape(T, -1, d), *angles)
+    v = parts[:, (a.heads + kv) * d:].reshape(T, -1, d)
+    assert np.array_equal(here(q).reshape(turned_q.shape), turned_q)
+    first = 0
+    for s, cached, n in pieces:
+        rows, end = slice(first, first + n), cached + n
+        past[0, 1, s, :, cached:end], past[1, 1, s, :, cached:end] = (part[rows].swapaxes(0, 1)
+                                                                      for part in (turned_k, v))
+        want = cpu_attention.attend(turned_q[rows].astype(np.float32), past[0, 1, s, :, :end].astype(np.float32),
+                                    past[1, 1, s, :, :end].astype(np.float32), window)
+        assert np.abs(got[rows].astype(np.float32) - want).max() < 0.02
+        first += n
+    assert np.array_equal(here(cache.k), past[0]) and np.array_equal(here(cache.v), past[1])
+
+
+GATES = [Moe(8, 2, 8), Moe(256, 8, 8, score="sigmoid", selection_bias=True, groups=8, groups_kept=4, scale=2.5),
+         Moe(60, 4, 8, renormalise=False, round_logits=True), Moe(16, 16, 8, score="softmax_of_chosen"),
+         Moe(12, 3, 8, score="softmax_of_chosen", groups=4, groups_kept=2, group_score="max", round_weights=True),
+         Moe(1, 1, 8), Moe(300, 40, 8), Moe(6, 2, 8, groups=6, groups_kept=3)]
+
+
+@pytest.mark.parametrize("moe", GATES, ids=str)
+@pytest.mark.parametrize("T", [0, 1, 63, 300])
+def test_choice_of_experts(moe, T):
+    import cupy
+
+    from hpcmoe.device import gate
+    rng = np.random.default_rng(T)
+    logits = rng.standard_normal((T, moe.experts)).astype(np.float32)
+    logits[:, ::3] = np.round(logits[:, ::3])  # ties
+    bias = rng.standard_normal(moe.experts).astype(np.float32) if moe.selection_bias else None
+    route, load = gate.make_route(T, moe.top_k, 3), cupy.zeros(moe.experts, np.uint64)
+    gate.choose(moe, there(logits), None if bias is None else there(bias), route, load)
+    rounded = logits.astype(BF16).astype(np.float32) if moe.round_logits else logits
+    want = cpu_gate.choose(rounded, bias, moe)
+    same = here(route.expert) == want.expert  # float32 sums may split a tie otherwise, seldom
+    assert same.mean() > 0.999 if T else True
+    rows = same.all(axis=1)
+    assert np.allclose(here(route.weight)[rows], want.weight[rows], rtol=5e-3 if moe.round_weights else 1e-5)
+    assert np.array_equal(here(load).astype(int), np.bincount(here(route.expert).ravel(), minlength=moe.experts))
+
+
+@pytest.mark.parametrize("E, K, R", [(8, 2, 8), (8, 2, 3), (16, 4, 1), (3, 3, 9), (256, 8, 256), (40, 16, 7)])
+@pytest.mark.parametrize("T", [0, 1, 64, 65, 500])
+def test_order_pack_and_combine(E, K, R, T):
+    import cupy
+
+    from hpcmoe.device import gate, rows
+    from hpcmoe.device.cuda import pinned
+    rng, placement, H = np.random.default_rng(E + T), linear(E, R), 72
+    expert = np.argsort(rng.random((T, E)), axis=1)[:, :K].astype(np.int32)
+    if T > 64:
+        expert[: T // 2] = np.arange(K)  # a skew
+    weight = rng.random((T, K)).astype(np.float32)
+    route = gate.make_route(T, K, R)
+    route.expert[...], route.weight[...] = there(expert), there(weight)
+    at = gate.make_map(placement)
+    gate.order(route, at, T, R)
+    cupy.cuda.get_current_stream().synchronize()
+    from hpcmoe.types import Route
+    want = plan_send(Route(expert, weight), placement)
+    assert np.array_equal(route.counts, want.counts) and np.array_equal(route.home_counts, want.home_counts)
+    x, width = some(rng, T, H), trailer_width(placement, K)
+    for gap in (0, 3):
+        base = pinned(R, np.int32)
+        base[:] = np.cumsum(want.counts) - want.counts + gap * np.arange(R)
+        out = cupy.full((len(want.token) + gap * R, H + width), 7, np.uint16)
+        rows.pack(there(x), route, at, base, out, width)
+        place = np.repeat(base - (np.cumsum(want.counts) - want.counts), want.counts) + np.arange(len(want.token))
+        got = here(out)[place]
+        assert np.array_equal(got[:, :H], x[want.token])
+        assert np.array_equal(got[:, H:].view(np.int16), want.trailer)
+    answers = some(rng, T * K, H)
+    base[:] = np.cumsum(want.home_counts) - want.home_counts
+    for each in (False, True):
+        for shared in (None, some(rng, T, H)):
+            total = there(x)
+            rows.combine(total, there(answers), None if shared is None else there(shared), route, base, each)
+            y = cpu_combine.combine(answers, want.home, weight, each)
+            assert np.array_equal(here(total), x + (y if shared is None else y + shared))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_swiglu(seed):
+    from hpcmoe.device import swiglu
+    from hpcmoe.device.gemm import Gemm
+    rng = np.random.default_rng(seed)
+    T, H, width = (int(n) for n in (rng.integers(0, 300), 8 * rng.integers(1, 40), 8 * rng.integers(1, 40)))
+    x, gate_up, down = some(rng, T, H), some(rng, 2 * width, H), some(rng, H, width)
+    both = some(rng, T, 2 * width)
+    close(here(swiglu.activate(there(both))), cpu_swiglu.activate(both))
+    want = cpu_swiglu.swiglu(x.astype(np.float32), gate_up.astype(np.float32), down.astype(np.float32))
+    got = here(swiglu.swiglu(Gemm(), there(x), there(gate_up), there(down))).astype(np.float32)
+    assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want)
+    y, logit = some(rng, T, H), some(rng, T, 1)
+    weighed = there(y)
+    swiglu.weigh(weighed, there(logit))
+    close(here(weighed), (1 / (1 + np.exp(-logit.astype(np.float32)))).astype(BF16) * y)
+
+
+@pytest.mark.parametrize("rows, inner, width, bias", [(1, 64, 97, False), (16, 4096, 512, True), (700, 136, 264, True)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_products(rows, inner, width, bias, dtype):
+    from hpcmoe.device.gemm import Gemm
+    rng, gemm = np.random.default_rng(rows), Gemm()
+    bias &= dtype == np.uint16
+    for _ in range(2):  # another weight, the same plan
+        x, weight, b = some(rng, rows, inner), some(rng, width, inner), some(rng, width)
+        got = here(gemm(there(x), there(weight), bias=there(b) if bias else None, dtype=dtype)).astype(np.float64)
+        want = x.astype(np.float64) @ weight.astype(np.float64).T + (b.astype(np.float64) if bias else 0)
+        assert np.linalg.norm(got - want) <= 4e-3 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("V", [5, 1023, 49152])
+@pytest.mark.parametrize("temperature, top_p", [(0.0, 1.0), (0.7, 1.0), (1.3, 0.9), (0.5, 0.3)])
+def test_next_tokens(V, temperature, top_p):
+    from hpcmoe.device import choice
+    rng, B = np.random.default_rng(V), 40
+    logits = (3 * some(rng, B, V)).astype(BF16)
+    target = np.where(rng.random(B) < 0.3, rng.integers(0, V, B), -1).astype(np.int32)
+    u = rng.random(B)
+    token, logprob = (here(part) for part in choice.next_token(there(logits), there(target), there(u), temperature,
+                                                               top_p))
+    wide = logits.astype(np.float32)
+    want = cpu_choice.sample(wide, temperature, top_p, u) if temperature else cpu_choice.greedy(wide)
+    want = np.where(target >= 0, target, want)
+    assert np.array_equal(token, want)
+    assert np.allclose(logprob, cpu_choice.logprobs(wide, want), atol=2e-5)

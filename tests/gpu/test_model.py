@@ -1,0 +1,133 @@
+"""Whole models on GPUs, on any number of ranks: against the NumPy engine, with the same choice of experts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from models import VARIANTS, batch
+from mpi4py import MPI
+from rig import COURSES, GOLDENS, Rig, golden
+
+from hpcmoe.array import narrow, widen
+from hpcmoe.convert.huggingface import HuggingFaceCheckpoint
+from hpcmoe.engine import segments
+from hpcmoe.files.drawn import Drawn
+from hpcmoe.kernels import rows
+
+pytestmark = [pytest.mark.gpu, pytest.mark.mpi]
+FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike"]
+NEAR = 1e-2
+"""Relative error of logits against float32, as norms,"""
+SLACK = 1.1
+"""or in parts of the error that NumPy's engine makes in bfloat16: tiny models of random weights lose 1 to 2 %."""
+
+
+@pytest.fixture
+def routes(monkeypatch):
+    """The choices of NumPy's engine in float32, then those that others are to follow, and which of a GPU's were equal.
+    """
+    from hpcmoe.engine import gpu
+    kept, said, same = [], [], []
+    choose, gate = gpu.choose, segments.gate
+
+    def follow_numpy(*arguments):
+        if said:
+            return said.pop(0)
+        kept.append(gate(*arguments))
+        return kept[-1]
+
+    def follow(moe, logits, bias, route, load):
+        choose(moe, logits, bias, route, load)
+        want, T = said.pop(0), len(logits)
+        same.extend((np.sort(route.expert[:T].get()) == np.sort(want.expert)).all(axis=1))
+        route.expert[:T], route.weight[:T] = gpu.cupy.asarray(want.expert), gpu.cupy.asarray(want.weight)
+
+    monkeypatch.setattr(segments, "gate", follow_numpy)
+    monkeypatch.setattr(gpu, "choose", follow)
+    return kept, said, same
+
+
+class Rounded:
+    """A model whose weights are bfloat16's, computed in float32."""
+
+    def __init__(self, source) -> None:
+        self.spec, self._source = source.spec, source
+
+    def blocks(self, tensor):
+        """See `files.model.Source`."""
+        return (widen(narrow(block)) for block in self._source.blocks(tensor))
+
+
+def forward(comm, source, pieces, dtype="float32", **more) -> np.ndarray:
+    """Logits of some steps of this rank's pieces, one after another."""
+    with Rig(comm, source, dtype, **more) as rig:
+        return np.concatenate([rig.forward(batch(*step)).logits for step in pieces])
+
+
+def compare(comm, source, pieces, routes) -> list[str]:
+    """What is wrong with the GPU's logits and choices."""
+    kept, said, same = routes
+    want = forward(comm, Rounded(source), pieces)
+    said += kept
+    numpy = forward(comm, source, pieces, "bfloat16")
+    said += kept
+    got = forward(comm, source, pieces, device=True)
+    size = max(np.linalg.norm(want), 1e-9)
+    ours, theirs = np.linalg.norm(got - want) / size, np.linalg.norm(numpy - want) / size
+    problems = [f"relative error {ours:.1e}, NumPy's {theirs:.1e}"] if not ours <= max(NEAR, SLACK * theirs) else []
+    return problems + ([f"chose as NumPy did in {np.mean(same):.0%} of {len(same)}"] if same and np.mean(same) < 0.9
+                       else [])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(comm, everywhere, routes, family):
+    found, prompts = golden(family)
+    mine = [i for i in range(len(prompts)) if i % comm.size == comm.rank]
+    steps = [[(i, 0, prompts[i]) for i in mine]] + [
+        [(i, len(prompts[i]) + step, [found[f"tokens_{i}"][step]]) for i in mine] for step in range(3)]
+    everywhere(compare(comm, HuggingFaceCheckpoint(GOLDENS / family), steps, routes))
+
+
+def even(spec):
+    """As wide as rows of 8 values ask for."""
+    return replace(spec, moe=replace(spec.moe, shared_hidden=24)) if spec.moe and spec.moe.shared_hidden else spec
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(comm, everywhere, routes, name):
+    """Rank 1 has no sequence."""
+    tokens = np.random.default_rng(comm.rank).integers(0, 97, 9 + comm.rank % 5)
+    steps = [[(2, a, tokens[a:b])] if comm.rank != 1 else [] for a, b in ((0, 4), (4, 5), (5, 6), (6, len(tokens)))]
+    everywhere(compare(comm, Drawn(even(VARIANTS[name]), seed=3), steps, routes))
+
+
+@pytest.mark.parametrize("name", ["tiny", "sigmoid groups"])
+def test_courses_give_equal_bits(comm, everywhere, name):
+    """Mode, transport and schedule have no part in the result, at a number of ranks and micro-batches."""
+    source, rng = Drawn(even(VARIANTS[name]), seed=3), np.random.default_rng(comm.rank)
+    prompts = [rng.integers(0, 97, 3 + (slot + comm.rank) % 7) for slot in range(4)]
+    first = [batch(*((slot, 0, prompts[slot]) for slot in part)) for part in ((0, 1), (2, 3))]
+    then = [batch(*((slot, len(prompts[slot]), [slot]) for slot in part)) for part in ((0, 1), (2, 3))]
+    bits = []
+    for course in COURSES:
+        with Rig(comm, source, course=course, micro_batches=2, device=True) as rig:
+            outcomes = rig.step(first) + rig.step(then) + rig.step(then)
+        bits.append(b"".join(outcome.logits.tobytes() for outcome in outcomes))
+    everywhere([f"{course} gives other bits" for course, some in zip(COURSES, bits) if some != bits[0]])
+
+
+def test_reproducible_bits_at_any_number_of_ranks(comm, everywhere):
+    """As alone, each rank with its own sequences."""
+    source, rng = Drawn(even(VARIANTS["sigmoid groups"]), seed=3), np.random.default_rng(comm.rank)
+    prompts = [rng.integers(0, 97, 3 + 5 * slot) for slot in range(4)]
+    steps = [[(slot, 0, p) for slot, p in enumerate(prompts)], [(slot, len(p), [5]) for slot, p in enumerate(prompts)]]
+    rows.compute_alone(True)
+    try:
+        together, alone = (forward(some, source, steps, device=True) for some in (comm, MPI.COMM_SELF))
+        single = np.concatenate([forward(MPI.COMM_SELF, source, [[step[2]] for step in steps], device=True)])
+    finally:
+        rows.compute_alone(False)
+    first = sum(map(len, prompts[:2]))
+    problems = [] if np.array_equal(together, alone) else [f"{np.mean(together != alone):.0%} of the logits differ"]
+    own = np.concatenate([alone[first:first + len(prompts[2])], alone[-2:-1]])
+    everywhere(problems + ([] if np.array_equal(single, own) else ["a sequence alone has other bits"]))
