@@ -22,7 +22,8 @@ class Clock:
         self._busy, self._traffic = busy, Traffic.none(layers)
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._under_way: list[Trip] = []
-        self._seen = 0.0
+        self._seen = self._worked = 0.0
+        self._waits = False
 
     @contextmanager
     def stage(self, name: str, layer: int = -1, micro_batch: int = -1, rows: int = -1) -> Iterator[None]:
@@ -52,10 +53,17 @@ class Clock:
         return trip
 
     def _travel(self, now: float) -> None:
-        """The time since the last call counts once, however many are under way: for the layer of the oldest."""
+        """The time since the last call counts once, however many are under way: for the layer of the oldest.
+
+        Where the main thread waited in it, what the stream did not work of it is exposed.
+        """
+        worked = self._busy()
         if self._under_way:
-            self._traffic.seconds[self._under_way[0].layer] += now - self._seen
-        self._seen = now
+            layer, passed = self._under_way[0].layer, now - self._seen
+            self._traffic.seconds[layer] += passed
+            if self._waits:
+                self._traffic.exposed[layer] += max(0.0, passed - (worked - self._worked))
+        self._seen, self._worked = now, worked
 
     def starting(self, trip: Trip) -> AbstractContextManager[None]:
         """The block starts an exchange, and may wait for counts."""
@@ -77,17 +85,17 @@ class Clock:
     def _waiting(self, name: str, stage: str, trip: Trip | None) -> Iterator[None]:
         """The block waits; its time counts for `stage`, for none where that is ""."""
         self.trace.push(name)
-        oldest = self._under_way[0] if self._under_way else None
-        begin, busy = time.perf_counter(), self._busy()
+        begin = time.perf_counter()
+        self._travel(begin)
+        self._waits = bool(stage)
         try:
             yield
         finally:
             end = time.perf_counter()
+            self._travel(end)
+            self._waits = False
             if stage:
                 self._seconds[stage] += end - begin
-            if stage and oldest:
-                idle = min(end, (trip and trip.end) or end) - begin - (self._busy() - busy)
-                self._traffic.exposed[oldest.layer] += max(0.0, idle)
             self.trace.pop("wait", name, begin, end, *((trip.layer, trip.micro_batch) if trip else ()))
 
     def read(self) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Where seconds and bytes of an exchange are counted: what is under way, what is waited for, what hides it."""
 
+import threading
 import time
 
 import numpy as np
@@ -167,6 +168,18 @@ class TestWaits:
         now(7)
         assert seconds(clock) == ([0, 3, 0], [0, 0, 0])
 
+    def test_a_wait_counts_for_those_that_are_the_oldest_in_it(self, clock, now, stream):
+        """Old answers land a second into a wait of five for the counts of the next layer."""
+        old, new = depart(clock, Flight(), 1, kind="return"), depart(clock, Flight(), 2, 1)
+        with clock.waiting(Flight()):
+            now(1)
+            old.wait()
+            stream.works(1)
+            now(3)
+        new.wait()
+        assert seconds(clock) == ([0, 1, 4], [0, 1, 3])
+        assert clock.read()[EXCHANGE] == 5
+
     def test_waiting_for_the_stream_is_no_exchange(self, clock, now):
         with clock.waiting(Event()):
             now(2)
@@ -192,10 +205,10 @@ class TestStreams:
         assert stream.busy() == 0
 
     def test_a_worker_counts_up_to_now(self):
-        stream = Worker()
+        stream, begun = Worker(), threading.Event()
         before = stream.busy()
-        event = stream.run(time.sleep, 0.05)
-        time.sleep(0.02)
+        event = stream.run(lambda: begun.set() or time.sleep(0.05))
+        begun.wait()
         during = stream.busy()
         event.wait()
         stream.run(lambda: None).wait()
