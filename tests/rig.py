@@ -69,7 +69,7 @@ class Rig:
     def step(self, batches: Sequence[Batch]) -> list[Outcome]:
         """One step of some micro-batches; collective. All ranks bring as many."""
         return self._take_turns([layer.step(self.segments, batch, n) for n, batch in enumerate(batches)],
-                                self.segments.clock, self.segments.watch.idle)
+                                self.segments.clock, self.segments.watch.idle, self.segments.watch.attend)
 
     def __enter__(self) -> "Rig":
         return self

@@ -45,7 +45,7 @@ def measure_cuts(world: World, model: ModelSpec, job: Job, way: Way, most: int) 
         def step(parts: int, batch: Batch = batch_of(count, shallow)) -> None:
             segments, take_turns = open_both[parts]
             take_turns([layer.step(segments, part, n) for n, part in enumerate(split(batch, parts))], segments.clock,
-                       world.idle)
+                       world.idle, world.idle)
         contest = {"whole": lambda: step(1), "halves": lambda: step(2)}
         tune.medians(world.comm, world.idle, contest, 1)
         seconds.append(tune.medians(world.comm, world.idle, contest, ROUNDS))

@@ -83,7 +83,8 @@ def _answer(segments: CpuSegments, job: Job, prompt: np.ndarray) -> tuple[np.nda
     outcomes: list[Outcome] = []
     while sequences.active:
         batch = sequences.batch()
-        outcomes += schedule.serial([layer.step(segments, batch)], segments.clock, segments.watch.idle)
+        outcomes += schedule.serial([layer.step(segments, batch)], segments.clock, segments.watch.idle,
+                                    segments.watch.attend)
         sequences.advance(batch, outcomes[-1])
     return (np.concatenate([o.token for o in outcomes]),
             np.concatenate([o.logits for o in outcomes if o.logits is not None]))

@@ -61,7 +61,7 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
         pool = pool[len(ranks):]
         batches = split(sequences.batch(), turns.parts(min(int(ahead.max()), sequences.max_tokens)))
         outcomes = turns.schedule([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock,
-                              segments.watch.idle)
+                              segments.watch.idle, segments.watch.attend)
         answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]
         rows, chosen = sum(batch.rows for batch in batches), sum(len(outcome.token) for outcome in outcomes)
         finished, tokens = finished + len(answers), tokens + chosen

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.layer import Step
@@ -11,8 +12,9 @@ from hpcmoe.exchange.interface import Flight
 from hpcmoe.launch import Idle
 from hpcmoe.types import Outcome
 
-Schedule = Callable[[Sequence[Step], Clock, Idle], list[Outcome]]
-"""Brings all steps to their end -> their outcomes; calls the idle function while it waits"""
+Schedule = Callable[[Sequence[Step], Clock, Idle, Idle], list[Outcome]]
+"""Brings all steps to their end -> their outcomes; calls the first function while it waits for others, the second one
+while it waits for its own arithmetic"""
 
 SHARE = 0.2
 """A nap between two looks, in parts of the time that has passed; each look takes the core and the interpreter from the
@@ -21,12 +23,12 @@ LONGEST = 2e-3
 """Seconds of the longest nap: a long message moves on at each look only."""
 
 
-def serial(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]:
+def serial(steps: Sequence[Step], clock: Clock, idle: Idle, attend: Idle) -> list[Outcome]:
     """One micro-batch after another."""
-    return [outcome for step in steps for outcome in overlapped([step], clock, idle)]
+    return [outcome for step in steps for outcome in overlapped([step], clock, idle, attend)]
 
 
-def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]:
+def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle, attend: Idle) -> list[Outcome]:
     """Micro-batches in turn: while one's rows travel, the other's arithmetic runs on the stream.
 
     A turn ends when the step's next rows have left, or the step itself. Whoever waits in it hands the others' rows,
@@ -52,10 +54,11 @@ def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]
     def await_and_advance(turn: int) -> None:
         """Waits for what the step waits for, and continues it."""
         begin = time.perf_counter()
+        between = attend if isinstance(flights[turn], Event) else idle
         with clock.waiting(flights[turn]):
             while len(flights) > 1 and not look(turn):
-                idle()
-                if computed := next((flight for flight in flights.values() if isinstance(flight, Event)), None):
+                between()
+                if computed := next((flight for flight in flights.values() if _runs(flight)), None):
                     computed.nap(min(LONGEST, SHARE * (time.perf_counter() - begin)))
             flights[turn].wait()
         advance(turn)
@@ -67,3 +70,8 @@ def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle) -> list[Outcome]
                 if isinstance(flights.get(turn), Trip):
                     break
     return [outcomes[turn] for turn in range(len(steps))]
+
+
+def _runs(flight: Flight) -> TypeGuard[Event]:
+    """Whether it is arithmetic that the stream has yet to end."""
+    return isinstance(flight, Event) and not flight.test()

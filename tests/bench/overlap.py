@@ -100,7 +100,7 @@ def step(world: launch.World, mode: str, segments: CpuSegments, work: list[Batch
     segments.clock.read()
     begin = time.perf_counter()
     take_turns([layer.step(segments, batch, n) for n, batch in enumerate(work)], segments.clock,
-               segments.watch.idle)
+               segments.watch.idle, segments.watch.attend)
     seconds = time.perf_counter() - begin
     exchange = segments.clock.read()[STAGES.index("exchange")]
     both = world.comm.allgather((seconds, exchange))

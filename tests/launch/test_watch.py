@@ -121,3 +121,26 @@ def test_a_rank_that_hangs_in_its_arithmetic_ends_the_job(tmp_path, mode):
     ended = mpiexec(3, "-c", HUNG, "run", str(job), seconds=60)
     assert ended.returncode != 0 and time.monotonic() - begin < 25
     assert "no progress for" in ended.stderr and "rank 1 on " in ended.stderr, ended.stderr
+
+
+SLOW = """
+import time
+from hpcmoe.engine.segments import CpuSegments
+whole = CpuSegments._enter
+def slow(self, work):
+    time.sleep(2.5)
+    return whole(self, work)
+CpuSegments._enter = slow
+from hpcmoe.__main__ import main
+main()
+"""
+
+
+def test_arithmetic_that_takes_longer_than_an_exchange_may_ends_nothing(tmp_path):
+    (tmp_path / "spec.toml").write_text(tables.dump(TINY))
+    prompts.write(tmp_path / "p.h5", list("abcd"), [np.array([n, 5], np.int32) for n in range(4)])
+    job = tmp_path / "job.toml"
+    job.write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[exchange]\ntimeout = 1.5\n'
+                   '[schedule]\nmode = "overlapped"\n[generate]\nmax_new_tokens = 1\n')
+    ended = mpiexec(2, "-c", SLOW, "run", str(job), seconds=60)
+    assert ended.returncode == 0, ended.stderr

@@ -117,7 +117,7 @@ def campaign(comm, alarm: Alarm, first: int) -> list[str]:
     lanes = [open_lane(comm, alarm.idle, WAYS[n]) for n in rng.choice(len(WAYS), LANES, replace=False)]
     steps = [trips(lane, checker, np.random.default_rng([first, n]), first + n * TRIPS, comm.size, comm.rank)
              for n, lane in enumerate(lanes)]
-    schedule.overlapped(steps, Clock(), alarm.idle)
+    schedule.overlapped(steps, Clock(), alarm.idle, alarm.attend)
     for lane in lanes:
         lane.free()
     return checker.problems[:3]

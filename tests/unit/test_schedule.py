@@ -52,7 +52,7 @@ def step(turn, told, count, travel):
 def run(take_turns, micro_batches, count, travel):
     told = []
     steps = [step(turn, told, lambda turn: count(turn, told), travel) for turn in range(micro_batches)]
-    return take_turns(steps, Clock(), lambda: None), told
+    return take_turns(steps, Clock(), lambda: None, lambda: None), told
 
 
 @given(st.integers(1, 4), st.randoms(use_true_random=False))
@@ -89,3 +89,41 @@ def test_what_one_raises_ends_all(turn):
 
     with pytest.raises(ArithmeticError):
         run(schedule.overlapped, 2, count, lambda: Flight(lambda: True))
+
+
+class Computed(Event):
+    """Ends after so many looks, and counts its naps."""
+
+    def __init__(self, looks):
+        self.left, self.naps = looks, 0
+
+    def test(self):
+        self.left -= 1
+        return self.left < 0
+
+    def nap(self, seconds):
+        self.naps += 1
+
+    def wait(self):
+        pass
+
+
+def one(flight):
+    """A micro-batch with one wait."""
+    yield flight
+
+
+def test_waiting_for_its_own_arithmetic_no_rank_is_charged_with_an_exchange():
+    def charged():
+        raise AssertionError("as if it waited for others")
+
+    attended = []
+    schedule.overlapped([one(Computed(5)), one(Computed(0))], Clock(), charged, lambda: attended.append(1))
+    assert attended
+
+
+def test_naps_are_of_what_is_still_computed():
+    """The second one ended long ago."""
+    late, done, running = Flight(lambda: late._looks > 20), Computed(0), Computed(100)
+    schedule.overlapped([one(late), one(done), one(running)], Clock(), lambda: None, lambda: None)
+    assert not done.naps and running.naps > 10
