@@ -7,6 +7,7 @@ if it had, and again after it: what is on disk then tells the next run.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from mpi4py import MPI
@@ -15,9 +16,13 @@ from hpcmoe.bench.exchange import message
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.lane import Way, open_rows
+from hpcmoe.files.probe import ENDED, WORKS, WRONG, Verdicts
 from hpcmoe.kernels.pack import gather
 from hpcmoe.launch import World, tasks_by_launcher
 from hpcmoe.types import MODES, TRANSPORTS, Layout
+
+EXACT = "alltoallv"
+"""The mode to which the others turn where they do not pay."""
 
 
 @dataclass(frozen=True)
@@ -111,23 +116,22 @@ def _whole(world: World, rows: Rows, table: np.ndarray) -> bool:
     return np.array_equal(found, np.concatenate(want))
 
 
-def try_ways(world: World, units: int, fatal: Sequence[str], tell: Callable[[str], None],
-             save: Callable[[dict[str, bool]], None]) -> dict[str, bool]:
-    """Which transports work, in each mode. Collective.
+def try_ways(world: World, units: int, ended: Sequence[tuple[str, str]], tell: Callable[[str], None],
+             save: Callable[[Verdicts], None]) -> Verdicts:
+    """Which transports work in which modes. Collective.
 
-    Those in `fatal` ended an earlier probe, and are left out. `tell` says what is tried next; `save` keeps what is
+    Those in `ended` ended an earlier probe, and are left out. `tell` says what is tried next; `save` keeps what is
     known, as if what is tried next ended the process.
     """
-    found: dict[str, bool] = {}
-    for transport in TRANSPORTS:
-        if transport in fatal:
-            tell(f"leaving out transport {transport}, which ended the last probe")
-            found[transport] = False
-            continue
-        save({**found, transport: False})
-        right = True
-        for mode in MODES:
+    found: Verdicts = dict.fromkeys(ended, ENDED)
+    for transport, mode in product(TRANSPORTS, MODES):
+        way = transport, mode
+        if way in ended:
+            tell(f"leaving out {mode} by transport {transport}, which ended a probe: remove its file to try again")
+        elif mode != EXACT and found[transport, EXACT] != WORKS:
+            tell(f"leaving out {mode} by transport {transport}, which needs {EXACT}")
+        else:
+            save({**found, way: ENDED})
             tell(f"trying {mode} by transport {transport}")
-            right &= works(world, Way(mode, transport), units)
-        found[transport] = right
+            found[way] = WORKS if works(world, Way(mode, transport), units) else WRONG
     return found

@@ -51,7 +51,7 @@ def run(world: World, job: Job, overwrite: bool, traced: bool = False) -> bool:
 
     Raises `Agreed` with the failures of `config`, `inputs` and `files`.
     """
-    plan = on_root(world, lambda: _plan(job, overwrite, traced, world.size))
+    plan = on_root(world, lambda: _plan(world, job, overwrite, traced))
     if plan.left.finished:
         return False
     placement = place(plan.inputs.model.spec, world.size)
@@ -67,7 +67,7 @@ def run(world: World, job: Job, overwrite: bool, traced: bool = False) -> bool:
     return True
 
 
-def _plan(job: Job, overwrite: bool, traced: bool, ranks: int) -> Plan:
+def _plan(world: World, job: Job, overwrite: bool, traced: bool) -> Plan:
     found = inputs.read(job)
     if traced:
         paths.check_output(beside(Path(job.output)), Path(job.model), Path(job.prompts))
@@ -75,7 +75,7 @@ def _plan(job: Job, overwrite: bool, traced: bool, ranks: int) -> Plan:
         output.clear(job)
     left = output.look(job, found.identity(job))
     output.tidy(job, left)
-    return Plan(found, left, read_probe(job, found.model.spec, ranks))
+    return Plan(found, left, read_probe(job, found.model.spec, world.size, world.library))
 
 
 def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, origin: Provenance,

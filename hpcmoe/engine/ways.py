@@ -37,20 +37,22 @@ def units(model: ModelSpec, job: Job) -> int:
     return model.hidden * array.DTYPES[job.compute.dtype].itemsize // 2
 
 
-def read_probe(job: Job, model: ModelSpec, ranks: int) -> Probe | None:
-    """The job's probe; None where it has none, or one of other ranks or rows, of which a warning tells.
+def read_probe(job: Job, model: ModelSpec, ranks: int, library: str) -> Probe | None:
+    """The job's probe; None where it has none, or one of other ranks, rows, MPI or model, of which a warning tells.
 
-    Raises `InputError`, `JobError`.
+    Hosts may differ. Raises `InputError`, `JobError`.
     """
     if not job.probe:
         return None
     found = probe.read(Path(job.probe))
-    if (len(found.host), found.units) == (ranks, units(model, job)):
+    pairs = {"ranks": (len(found.host), ranks), "bytes of a row": (2 * found.units, 2 * units(model, job)),
+             "the MPI library": (found.library, library), "the model": (found.model, model.name)}
+    differ = [f"{what} {there} there, {here} here" for what, (there, here) in pairs.items() if there != here]
+    if not differ:
         if job.exchange.transport == "auto":
-            found.best()  # raises where none works: here, where one rank tells
+            found.best(job.exchange.mode)  # raises where none works: here, where one rank tells
         return found
-    print(f"hpcmoe: warning: probe {job.probe} was made on {len(found.host)} ranks with rows of {2 * found.units} "
-          f"bytes, this job has {ranks} and {2 * units(model, job)}: it is left aside; run hpcmoe probe again",
+    print(f"hpcmoe: warning: probe {job.probe} is left aside ({'; '.join(differ)}): run hpcmoe probe again",
           file=sys.stderr, flush=True)
     return None
 
@@ -59,10 +61,10 @@ def choose_way(world: World, job: Job, model: ModelSpec, found: Probe | None) ->
     """How rows travel. Measures both modes where `auto` has no probe to go by. Collective."""
     mode, transport = job.exchange.mode, job.exchange.transport
     if transport == "auto":
-        transport = found.best() if found else "device"
+        transport = found.best(mode) if found else "device"
     if mode != "auto":
         return Way(mode, transport)
-    if world.size == 1 or not model.moe:
+    if world.size == 1 or not model.moe or (found and not found.works(transport, "persistent")):
         return Way("alltoallv", transport)
     if found and found.speeds and transport == found.best():
         return Way(mode, transport, found.speeds)

@@ -1,7 +1,7 @@
 """What `hpcmoe probe` found out: probe.h5.
 
-    transport/name, works [n]; transport/chosen: those that were tried, and that which `auto` takes
-    exchange/size, alltoallv, persistent [m]: one direction of the exchange by the chosen transport
+    way/transport, mode, verdict [n]: what was tried, and one of `VERDICTS` on it
+    exchange/size, alltoallv, persistent [m]: one direction of the exchange by the transport that `auto` takes
     step/rows, whole, halves [k]: a step as one micro-batch, and as two that take turns
     host [R]
     attributes: ranks, library, units (uint16 of a row), model (its name), versions
@@ -14,7 +14,12 @@ import numpy as np
 
 from hpcmoe.errors import InputError
 from hpcmoe.files import h5
-from hpcmoe.types import MODES, Cuts, Speeds
+from hpcmoe.types import MODES, TRANSPORTS, Cuts, Speeds
+
+VERDICTS = WORKS, WRONG, ENDED = "works", "wrong", "ended"
+"""Rows come whole; rows come damaged; the process that tried it was ended."""
+Verdicts = dict[tuple[str, str], str]
+"""By (transport, mode): one of `VERDICTS`; what was not tried is not in it"""
 
 
 @dataclass(frozen=True)
@@ -29,21 +34,25 @@ class Probe:
     """uint16 values of a row"""
     model: str
     """its name"""
-    works: dict[str, bool]
-    """by transport: whether rows came whole; False also where it ended the process that tried it"""
+    verdicts: Verdicts
     speeds: Speeds | None = None
     """by the transport that `auto` takes; None as long as it was not measured"""
     cuts: Cuts | None = None
 
-    def best(self) -> str:
-        """The transport that `exchange.transport = "auto"` takes: the first that works.
+    def works(self, transport: str, mode: str = "auto") -> bool:
+        """Whether rows come whole so; "auto" asks for any mode."""
+        return any(self.verdicts.get((transport, m)) == WORKS for m in (MODES if mode == "auto" else (mode,)))
+
+    def best(self, mode: str = "auto") -> str:
+        """The transport that `exchange.transport = "auto"` takes for a mode, or "auto": the first that works.
 
         Raises `InputError` where none does.
         """
-        found = [name for name, right in self.works.items() if right]
+        found = [transport for transport in TRANSPORTS if self.works(transport, mode)]
         if not found:
-            raise InputError(f"the probe found no transport that works ({', '.join(self.works)} failed): run hpcmoe "
-                             "probe again, or try another MPI library")
+            what = "transport that works" if mode == "auto" else f"transport by which exchange.mode {mode} works"
+            tried = ", ".join(f"{m} by {transport}: {verdict}" for (transport, m), verdict in self.verdicts.items())
+            raise InputError(f"the probe found no {what} ({tried}): run hpcmoe probe again, or try another MPI library")
         return found[0]
 
 
@@ -53,8 +62,10 @@ def write(path: Path, probe: Probe, versions: str) -> None:
         file.attrs.update(ranks=len(probe.host), library=probe.library, units=probe.units, model=probe.model,
                           versions=versions)
         h5.put_strings(file, "host", probe.host, "host of each rank")
-        h5.put_strings(file, "transport/name", list(probe.works), "transports in the order in which auto takes them")
-        h5.put(file, "transport/works", np.array(list(probe.works.values()), np.uint8), "whether rows came whole")
+        for column, name in enumerate(("transport", "mode")):
+            h5.put_strings(file, f"way/{name}", [way[column] for way in probe.verdicts], f"exchange.{name}")
+        h5.put_strings(file, "way/verdict", list(probe.verdicts.values()),
+                       "whether rows came whole (works) or not (wrong), or the process was ended that tried it (ended)")
         if probe.speeds:
             h5.put(file, "exchange/size", probe.speeds.size, "bytes from each rank to each other [B]")
             for mode in MODES:
@@ -68,8 +79,6 @@ def write(path: Path, probe: Probe, versions: str) -> None:
 def read(path: Path) -> Probe:
     """Raises `InputError`."""
     with h5.reading(path, "probe") as file:
-        works = h5.take(file, "transport/works", path, np.integer, 1)
-        names = h5.strings(file, "transport/name", path, len(works))
         speeds = cuts = None
         if "exchange" in file:
             speeds = Speeds(*_columns(file, path, "exchange/size", "exchange/alltoallv", "exchange/persistent"))
@@ -80,7 +89,15 @@ def read(path: Path) -> Probe:
                 raise InputError(f"{path}: the datasets in step differ in length: make the file again")
         return Probe(tuple(h5.strings(file, "host", path)), h5.attribute(file, "library", path, str),
                      h5.attribute(file, "units", path, int), h5.attribute(file, "model", path, str),
-                     dict(zip(names, (works > 0).tolist())), speeds, cuts)
+                     _verdicts(file, path), speeds, cuts)
+
+
+def _verdicts(file, path: Path) -> Verdicts:
+    verdicts = h5.strings(file, "way/verdict", path)
+    transports, modes = (h5.strings(file, f"way/{name}", path, len(verdicts)) for name in ("transport", "mode"))
+    if unknown := set(verdicts) - set(VERDICTS):
+        raise InputError(f"{path}: {unknown.pop()} is no verdict on a way: make the file again")
+    return dict(zip(zip(transports, modes), verdicts))
 
 
 def _columns(file, path: Path, *names: str) -> list[np.ndarray]:

@@ -12,12 +12,15 @@ from hpcmoe.engine import inputs
 from hpcmoe.engine.memory import plan_sizes
 from hpcmoe.errors import DeviceError, InputError
 from hpcmoe.files import probe
-from hpcmoe.files.probe import Probe
+from hpcmoe.files.probe import ENDED, WORKS, WRONG, Probe
 from hpcmoe.report import text
 from hpcmoe.spec import ModelSpec
+from hpcmoe.types import MODES, TRANSPORTS
 
 MOST = 1024
 """Tokens of a timed step on each rank at most."""
+WORDS = {WORKS: "works", WRONG: "GIVES WRONG ROWS", ENDED: "ENDED A PROBE", "": "was not tried"}
+"""What the page says of each verdict."""
 
 
 def run(path: Path, overrides: tuple[str, ...], output: Path | None) -> int:
@@ -47,31 +50,43 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
     if world.rank == 0:
         for f in findings:
             print(f"{f.what:<14}{f.found}" if f.right else f"{f.what:<14}NOT RIGHT: {f.found}: {f.mend}", flush=True)
-    fatal = launch.on_root(world, lambda: _fatal(target, known))
-    works = bench.try_ways(world, units, fatal, tell, lambda found: save(replace(known, works=found)))
-    known = replace(known, works=works)
+    left_out = launch.on_root(world, lambda: ended(target, known))
+    verdicts = bench.try_ways(world, units, left_out, tell, lambda found: save(replace(known, verdicts=found)))
+    known = replace(known, verdicts=verdicts)
     save(known)
-    if not any(works.values()):
+    if WORKS not in verdicts.values():
         raise launch.Agreed(DeviceError.code, "rows did not come whole by any transport: try another MPI library", 0)
     if world.size > 1 and model.moe:
         tell("timing modes and schedules")
-        speeds = tune.measure(world.comm, world.idle, units, known.best(), rounds=31)
-        way = ways.Way("auto", known.best(), speeds)
-        known = replace(known, speeds=speeds, cuts=cuts.measure_cuts(world, model, job, way, most))
+        way = ways.Way("alltoallv", known.best())
+        if known.works(known.best(), "persistent"):
+            way = ways.Way("auto", known.best(), tune.measure(world.comm, world.idle, units, known.best(), rounds=31))
+        known = replace(known, speeds=way.speeds, cuts=cuts.measure_cuts(world, model, job, way, most))
         save(known)
     if world.rank == 0:
         page(text.console(), known)
-        print(f'{target} is written: probe = "{target.name}" in the job makes auto go by it')
+        print(f'{target} is written: probe = "{named(target, path)}" in the job makes auto go by it')
 
 
-def _fatal(target: Path, now: Probe) -> list[str]:
-    """Transports that ended an earlier probe like this one."""
+def ended(target: Path, now: Probe) -> list[tuple[str, str]]:
+    """(transport, mode)s that ended an earlier probe like this one; none where nothing would be left to try."""
+    if not target.exists():
+        return []
     try:
         before = probe.read(target)
-    except InputError:  # there is none
+    except InputError as error:
+        print(f"hpcmoe: warning: {error}; it is written anew", file=sys.stderr, flush=True)
         return []
-    same = (before.host, before.library) == (now.host, now.library) and before.speeds is None
-    return [name for name, right in before.works.items() if not right] if same else []
+    if (before.host, before.library) != (now.host, now.library):
+        return []
+    found = [way for way, verdict in before.verdicts.items() if verdict == ENDED]
+    return [] if {(transport, "alltoallv") for transport in TRANSPORTS} <= set(found) else found
+
+
+def named(target: Path, job: Path) -> Path:
+    """The file as the job is to call it: paths there are relative to the job file."""
+    whole, folder = target.resolve(), job.resolve().parent
+    return whole.relative_to(folder) if whole.is_relative_to(folder) else whole
 
 
 def _read(path: Path, overrides: tuple[str, ...], output: Path | None,
@@ -89,9 +104,10 @@ def page(out: Console, found: Probe) -> None:
     """Prints what works, and how fast."""
     out.print(f"{text.plural(len(found.host), 'rank')} on {text.plural(len(set(found.host)), 'host')}, "
               f"{found.model}, rows of {text.size(2 * found.units)}; {found.library}")
-    works = [f"{name} {'works' if right else 'DOES NOT WORK'}" for name, right in found.works.items()]
-    taken = f"; auto takes {found.best()}" if any(found.works.values()) else ""
-    out.print(f"transports    {', '.join(works)}{taken}")
+    for transport in TRANSPORTS:
+        said = [f"{mode} {WORDS[found.verdicts.get((transport, mode), '')]}" for mode in MODES]
+        taken = "; auto takes it" if found.works(transport) and found.best() == transport else ""
+        out.print(f"{transport:<14}{', '.join(said)}{taken}")
     if found.speeds:
         grid = text.table(">bytes/peer", ">alltoallv", ">persistent", "auto takes")
         for size, exact, rung in zip(found.speeds.size, found.speeds.alltoallv, found.speeds.persistent):

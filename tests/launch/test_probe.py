@@ -10,6 +10,7 @@ from models import TINY
 
 from hpcmoe import tables
 from hpcmoe.files import probe, prompts
+from hpcmoe.files.probe import ENDED
 
 FATAL = """
 import os, signal
@@ -39,12 +40,14 @@ def job(tmp_path: Path) -> Path:
 def test_a_transport_that_ends_the_probe_is_left_out_by_the_next(job):
     first = mpiexec(3, "-c", FATAL, "probe", str(job))
     assert first.returncode != 0 and "trying alltoallv by transport device" in first.stderr
-    assert probe.read(job.with_name("probe.h5")).works == {"device": False}
+    assert probe.read(job.with_name("probe.h5")).verdicts == {("device", "alltoallv"): ENDED}
     early = mpiexec(3, "-m", "hpcmoe", "run", str(job))
     assert early.returncode == 3 and early.stderr.count("error:") == 1 and "run hpcmoe probe again" in early.stderr
     second = mpiexec(3, "-c", FATAL, "probe", str(job))
-    assert second.returncode == 0 and "leaving out transport device" in second.stderr, second.stderr
-    assert "device DOES NOT WORK, staged works; auto takes staged" in second.stdout
+    assert second.returncode == 0 and "leaving out alltoallv by transport device" in second.stderr, second.stderr
+    assert "alltoallv ENDED A PROBE" in second.stdout and "persistent works; auto takes it" in second.stdout
+    third = mpiexec(3, "-c", FATAL, "probe", str(job))
+    assert third.returncode == 0 and "leaving out alltoallv by transport device" in third.stderr, third.stderr
     ended = mpiexec(3, "-m", "hpcmoe", "run", str(job))
     assert ended.returncode == 0, ended.stderr
     with h5py.File(job.with_name("out.h5")) as file:

@@ -1,6 +1,7 @@
 """`probe` on real ranks: what works is found to work, what does not is not, and a run goes by it."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,18 @@ from models import TINY
 from hpcmoe import config, launch, tables
 from hpcmoe.bench import cuts
 from hpcmoe.bench import probe as bench
+from hpcmoe.config import Exchange, Job
 from hpcmoe.engine import ways
+from hpcmoe.exchange import persistent
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.staged import Staged
 from hpcmoe.files import probe, prompts
-from hpcmoe.files.probe import Probe
+from hpcmoe.files.probe import ENDED, WORKS, WRONG, Probe, Verdicts
 from hpcmoe.report import probe as page
-from hpcmoe.types import TRANSPORTS, Cuts, Speeds
+from hpcmoe.types import MODES, TRANSPORTS, Cuts, Speeds
 
 pytestmark = pytest.mark.mpi
+EVERYTHING = dict.fromkeys(product(TRANSPORTS, MODES), WORKS)
 SPEEDS = Speeds(np.array([1.0, 2.0]), np.array([2.0, 2.0]), np.array([1.0, 3.0]))
 
 
@@ -43,7 +47,7 @@ def job(comm, shared_tmp) -> Path:
 def test_every_transport_works(world, everywhere):
     said: list[str] = []
     found = bench.try_ways(world, 12, [], said.append, lambda works: None)
-    everywhere([] if found == dict.fromkeys(TRANSPORTS, True) and len(said) == 4 else [f"{found}, {said}"])
+    everywhere([] if found == EVERYTHING and len(said) == 4 else [f"{found}, {said}"])
 
 
 def test_rows_that_come_damaged_are_noticed(world, everywhere, monkeypatch):
@@ -56,13 +60,44 @@ def test_rows_that_come_damaged_are_noticed(world, everywhere, monkeypatch):
             self.arrived[-1:] ^= 1
     monkeypatch.setattr(Staged, "_end", damaged)
     found = bench.try_ways(world, 12, [], lambda line: None, lambda works: None)
-    everywhere([] if found == {"device": True, "staged": False} else [f"{found}"])
+    right = {("device", "alltoallv"): WORKS, ("device", "persistent"): WORKS, ("staged", "alltoallv"): WRONG}
+    everywhere([] if found == right else [f"{found}"])
+
+
+def test_a_mode_that_fails_leaves_the_other(world, everywhere, monkeypatch):
+    """A library whose persistent requests move nothing; on one rank there is nothing to move."""
+    monkeypatch.setattr(persistent, "make_request", lambda *given: Idle())
+    found = bench.try_ways(world, 12, [], lambda line: None, lambda verdicts: None)
+    right = {way: WRONG if way[1] == "persistent" and world.size > 1 else WORKS for way in EVERYTHING}
+    probed = Probe(world.hosts, "", 1, "", found)
+    resolved = Job("m", "p", "o")
+    problems = [] if found == right else [f"{found}"]
+    for mode in ("auto", "alltoallv"):
+        way = ways.choose_way(world, replace(resolved, exchange=Exchange(mode)), TINY, probed)
+        if way != Way("alltoallv", "device"):
+            problems.append(f"{mode}: {way}")
+    everywhere(problems)
+
+
+class Idle:
+    """A request that does nothing, at once."""
+
+    def Start(self) -> None: ...
+
+    def Test(self) -> bool:
+        return True
+
+    def Free(self) -> None: ...
 
 
 def test_what_is_tried_is_written_down_as_fatal_before(world, everywhere):
-    saved: list[dict[str, bool]] = []
-    bench.try_ways(world, 12, ["device"], lambda line: None, saved.append)
-    everywhere([] if saved == [{"device": False, "staged": False}] else [f"{saved}"])
+    saved: list[Verdicts] = []
+    found = bench.try_ways(world, 12, [("device", "alltoallv")], lambda line: None, saved.append)
+    first, staged, both = ({("device", "alltoallv"): ENDED}, {("staged", "alltoallv"): ENDED},
+                           {("staged", "alltoallv"): WORKS, ("staged", "persistent"): ENDED})
+    right = [first | staged, first | both]
+    whole = first | both | {("staged", "persistent"): WORKS}
+    everywhere([] if saved == right and found == whole else [f"{saved}, {found}"])
 
 
 def test_launch_findings_are_the_same_on_all_ranks(world, everywhere):
@@ -77,29 +112,45 @@ def test_a_probe_is_written_and_a_run_goes_by_it(world, everywhere, job):
     code = page.run(job, (), None)
     world.comm.Barrier()
     found, resolved = probe.read(job.with_name("probe.h5")), config.load(job)
-    problems = [] if code == 0 and found.works == dict.fromkeys(TRANSPORTS, True) else [f"{code}, {found}"]
+    problems = [] if code == 0 and found.verdicts == EVERYTHING else [f"{code}, {found}"]
     if (found.speeds is None) != (world.size == 1) or (found.cuts is None) != (world.size == 1):
         problems.append(f"{found}")
-    if (taken := ways.read_probe(resolved, TINY, world.size)) is None or taken.host != found.host:
+    if (taken := ways.read_probe(resolved, TINY, world.size, world.library)) is None or taken.host != found.host:
         problems.append(f"{taken} is taken")
-    if ways.read_probe(resolved, TINY, world.size + 1) is not None:
-        problems.append("a probe of other ranks is taken")
     way = ways.choose_way(world, resolved, TINY, found)
-    if world.size > 1 and not np.array_equal(way.speeds.size, found.speeds.size):
+    if way.speeds is not found.speeds or (world.size > 1 and way.mode != "auto"):
         problems.append(f"{way}")
+    everywhere(problems)
+
+
+def test_a_probe_of_something_else_is_left_aside(comm, everywhere, capsys, tmp_path):
+    """Not one of other hosts: a job is rarely given the same ones again."""
+    resolved = Job("m", "p", "o", probe=str(tmp_path / "probe.h5"))
+    right = Probe(("elsewhere", "there"), "MPI 1", ways.units(TINY, resolved), TINY.name, EVERYTHING)
+    others = {"": right, "ranks 1 there, 2 here": replace(right, host=("elsewhere",)),
+              "the MPI library MPI 0 there, MPI 1 here": replace(right, library="MPI 0"),
+              "the model large there": replace(right, model="large"),
+              "bytes of a row 2 there": replace(right, units=1)}
+    problems = []
+    for words, other in others.items():
+        probe.write(Path(resolved.probe), other, "")
+        taken, said = ways.read_probe(resolved, TINY, 2, "MPI 1"), capsys.readouterr().err
+        if (taken is None) != bool(words) or words not in said:
+            problems.append(f"{words or 'the same'}: {taken}, {said}")
     everywhere(problems)
 
 
 def test_auto_measures_where_there_is_no_probe(world, everywhere, job):
     way = ways.choose_way(world, replace(config.load(job), probe=""), TINY, None)
     speeds = world.comm.allgather(None if way.speeds is None else way.speeds.persistent.tolist())
-    right = way.mode == "auto" and speeds.count(speeds[0]) == len(speeds) if world.size > 1 else way == Way()
+    measured = speeds[0] is not None and speeds.count(speeds[0]) == len(speeds)
+    right = way.mode == "auto" and measured if world.size > 1 else way == Way()
     everywhere([] if right else [f"{way}"])
 
 
 def test_the_job_is_cut_where_the_probe_says(world, everywhere, job):
     resolved = config.load(job)
-    found = Probe(world.hosts, "", 1, "", {"device": True}, SPEEDS,
+    found = Probe(world.hosts, "", 1, "", {("device", "alltoallv"): WORKS}, SPEEDS,
                   Cuts(np.array([1, 100]), np.array([1.0, 1.0]), np.array([1.2, 0.5])))
     turns = ways.choose_turns(resolved, found)
     right = turns.overlapped and turns.most == 2 and [turns.parts(n) for n in (0, 1, 100, 1000)] == [1, 1, 2, 2]
