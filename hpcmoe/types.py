@@ -138,6 +138,9 @@ class Extent:
     """the most rows that any rank has for any one, itself included"""
     total: int
     """the most rows that any rank sends to all others"""
+    late: bool = False
+    """whether each rank starts it when it gets there, between other exchanges than others do: nothing may be made for
+    it that all must make together"""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Persistent:
             self._exact.take(self._rows, self._out)
             self._exact.start(incoming, extent)
         if wanted != capacity or not self._packed:
-            self._climb(wanted if self._affordable(wanted, units, extent) else 0, units)
+            self._climb(wanted if self._affordable(wanted, units, extent) else 0, units, extent.late)
         else:
             self._recent.append(wanted if fits else 0)
 
@@ -105,16 +105,16 @@ class Persistent:
         return (self._size * capacity * size <= MOST
                 and self._pays(capacity * size, extent.total * size / max(1, self._size - 1)))
 
-    def _climb(self, wanted: int, units: int) -> None:
+    def _climb(self, wanted: int, units: int, late: bool) -> None:
         """The next exchange is packed for the largest rung that the last ones asked for, not much above this one's.
 
-        All ranks come here at once, for a rung that is new is made.
+        All ranks come here at once, for a rung that is new is made; not for a late exchange, see `Extent`.
         """
         if max(self._recent) > SLACK * max(wanted, 1):
             self._recent.clear()
         self._recent.append(wanted)
         largest = max(self._recent)
-        if largest and (largest, units) not in self._rungs:
+        if largest and not late and (largest, units) not in self._rungs:
             self._rungs[largest, units] = self._make(largest, units)
 
     def _make(self, capacity: int, units: int) -> Rung:

@@ -50,19 +50,27 @@ class Staged:
         self._extent = extent
         self._pieces = -(-extent.largest // self._height)
         self._begun = self._ended = 0
-        for _ in range(min(2, self._pieces)):
+        for _ in range(min(len(self._lanes), self._pieces)):
             self._begin()
 
     def _begin(self) -> None:
-        """The next piece leaves. All ranks come to it in the same order, for each lane has its own communicator."""
-        lane, piece = self._lanes[self._begun % 2], self._begun
+        """The next piece leaves. Ranks come to a lane's pieces in the same order, for it has its own communicator.
+
+        The first of each lane leave with `start`, the others by readiness: of those of two exchanges the one is first
+        here and the other there.
+        """
+        lane, piece = self._lanes[self._begun % len(self._lanes)], self._begun
         sent = _part(self._layout, piece, self._height, self._me)
         rows, layout = lane.room(sent, self._rows.shape[1])
         for whole, part in _blocks(self._layout, layout, piece * self._height):
             array.copy(self._rows[whole], rows[part])
-        lane.start(dense(_part(self.landing, piece, self._height, self._me), self._me),
-                   Extent(min(self._height, self._extent.largest - piece * self._height), self._extent.total))
+        lane.start(dense(_part(self.landing, piece, self._height, self._me), self._me), self._extent_of(piece))
         self._begun += 1
+
+    def _extent_of(self, piece: int) -> Extent:
+        """The same on all ranks; `total` at most, for nobody tells how the rows of a piece are spread."""
+        rows = min(self._height, self._extent.largest - piece * self._height)
+        return Extent(rows, min(self._extent.total, (self._size - 1) * rows), late=piece >= len(self._lanes))
 
     def _end(self) -> None:
         """The oldest piece has come: it goes where it belongs, and the next one leaves."""

@@ -4,20 +4,22 @@ import itertools
 
 import numpy as np
 import pytest
+from rig import WAYS
 
 from hpcmoe import launch
 from hpcmoe.exchange import persistent, staged
+from hpcmoe.exchange.alltoallv import Alltoallv
 from hpcmoe.exchange.buffer import RowTypes
 from hpcmoe.exchange.headers import Headers
 from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.lane import Way, open_rows
-from hpcmoe.exchange.requests import make_pairs
+from hpcmoe.exchange.requests import make_pairs, make_request
+from hpcmoe.exchange.staged import Staged
 from hpcmoe.kernels import pack
-from hpcmoe.types import MODES, TRANSPORTS, Extent, Speeds, blocks
+from hpcmoe.types import Extent, blocks, dense
 
 pytestmark = pytest.mark.mpi
-SPEEDS = Speeds(np.array([1.0, 64.0, 1e4]), np.array([10.0, 10.0, 20.0]), np.array([1.0, 9.0, 90.0]))
-"""As if persistent requests paid for small messages only."""
+start = Alltoallv.start
 
 
 def message(source: int, target: int, rows: int, units: int) -> np.ndarray:
@@ -34,10 +36,6 @@ def tables(R: int) -> list[np.ndarray]:
     single[0, R - 1] = 1
     return [np.full((R, R), 3), np.zeros((R, R), int), one, single, np.eye(R, dtype=int) * 4,
             rng.integers(0, 9, (R, R)), rng.integers(0, 2, (R, R)) * 100, rng.integers(0, 3, (R, R))]
-
-
-WAYS = [Way(mode, transport, speeds) for mode, transport, speeds in itertools.product(
-    (*MODES, "auto"), TRANSPORTS, [SPEEDS])]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")
@@ -69,6 +67,53 @@ def test_rows_arrive_whole_and_in_order(comm, everywhere, monkeypatch, way):
     headers.free()
     rows.free()
     everywhere(problems)
+
+
+def stage(comm, rows: Staged, counts: np.ndarray, units: int) -> None:
+    """Sends what lies in the room; counts `[from, to]`."""
+    rows.room(counts[comm.rank], units)
+    rows.start(dense(counts[:, comm.rank], comm.rank),
+               Extent(int(counts.max()), int((counts.sum(axis=1) - counts.diagonal()).max())))
+
+
+def test_pieces_that_start_by_readiness_make_no_rungs(comm, everywhere, monkeypatch):
+    """Making one may wait for the others, which may be busy making another exchange's."""
+    made, testing = [], []
+
+    def make(*given):
+        made.append(bool(testing))
+        return make_request(*given)
+    monkeypatch.setattr(persistent, "make_request", make)
+    rows = open_rows(comm, launch.rest, Way("persistent", "staged"))
+    for height, most in ((4, 17), (4, 18), (64, 600), (32, 500), (8, 17)):
+        monkeypatch.setattr(staged, "PIECE", height * 2 * 3 * comm.size)
+        for _ in range(9):
+            stage(comm, rows, np.full((comm.size, comm.size), most), 3)
+            testing.append(1)
+            rows.wait()
+            testing.clear()
+    rows.free()
+    everywhere([] if made and not any(made) else [f"{made}"])
+
+
+def test_a_piece_is_as_large_as_its_rows_at_most(comm, everywhere, monkeypatch):
+    """By that `auto` decides: with all rows of the exchange it would take padding for cheap."""
+    seen = []
+    monkeypatch.setattr(Alltoallv, "start", lambda self, incoming, extent: seen.append(extent) or start(
+        self, incoming, extent))
+    monkeypatch.setattr(staged, "PIECE", 4 * 2 * 3 * comm.size)
+    rows, R = open_rows(comm, launch.rest, Way("alltoallv", "staged")), comm.size
+    stage(comm, rows, np.full((R, R), 10), 3)
+    rows.wait()
+    single = np.zeros((R, R), int)
+    single[0, R - 1] = 5
+    stage(comm, rows, single, 3)
+    rows.wait()
+    rows.free()
+    all_to_all, five = [(4, 4 * (R - 1)), (4, 4 * (R - 1)), (2, 2 * (R - 1))], 5 if R > 1 else 0
+    want = [*all_to_all, (4, min(five, 4 * (R - 1))), (1, min(five, R - 1))]
+    found = [(extent.largest, extent.total) for extent in seen]
+    everywhere([] if found == want else [f"{found}"])
 
 
 def test_sends_and_receives_stand_in_for_a_persistent_all_to_all(comm, everywhere):
