@@ -3,6 +3,7 @@
 import numpy as np
 
 from hpcmoe.exchange.interface import until
+from hpcmoe.exchange.requests import make_even
 from hpcmoe.launch import Idle
 from hpcmoe.types import Extent, Layout, dense
 
@@ -21,7 +22,7 @@ class Headers:
         self._comm = comm.Dup()
         self._idle = idle
         self._mine, self._theirs = np.zeros((2, comm.size, 5), np.int64)
-        self._request = self._comm.Alltoall_init(self._mine, self._theirs)
+        self._request = make_even(self._comm, self._mine, self._theirs)
 
     def start(self, counts: np.ndarray, home_counts: np.ndarray) -> None:
         """`counts` `[R]`: rows for each peer; `home_counts` `[R]`: answers that will come from each."""

@@ -1,6 +1,6 @@
-"""The persistent request of one rung: the library's own all-to-all, or sends and receives where it has none."""
+"""Persistent requests: the library's own all-to-alls, and what does the same where it has none (before MPI 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -42,11 +42,34 @@ class Pairs:
             request.Free()
 
 
-def make_request(comm, out: np.ndarray, into: np.ndarray, layout: Layout, kind: MPI.Datatype) -> Request:
-    """Moves the blocks of `layout` from `out` to `into`, `[extent, units]` each; `kind` is a row. Collective.
+class Again:
+    """A plain request that begins anew at each start, behind the face of a persistent one."""
 
-    MPI has `Alltoallv_init` since 4.0.
-    """
+    def __init__(self, begin: Callable[[], MPI.Request]) -> None:
+        self._begin, self._request = begin, MPI.REQUEST_NULL
+
+    def Start(self) -> None:
+        """See `Request`."""
+        self._request = self._begin()
+
+    def Test(self) -> bool:
+        """See `Request`."""
+        return self._request.Test()
+
+    def Free(self) -> None:
+        """See `Request`. Nothing is kept between two starts."""
+
+
+def make_even(comm, out: np.ndarray, into: np.ndarray) -> Request:
+    """Moves equal parts of `out` to all ranks, theirs to `into`. Collective."""
+    try:
+        return comm.Alltoall_init(out, into)
+    except NotImplementedError:
+        return Again(lambda: comm.Ialltoall(out, into))
+
+
+def make_request(comm, out: np.ndarray, into: np.ndarray, layout: Layout, kind: MPI.Datatype) -> Request:
+    """Moves the blocks of `layout` from `out` to `into`, `[extent, units]` each; `kind` is a row. Collective."""
     try:
         return comm.Alltoallv_init([out, layout.travels, kind], [into, layout.travels, kind])
     except NotImplementedError:

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 from rig import WAYS
 
 from hpcmoe import launch
@@ -135,6 +136,36 @@ def test_sends_and_receives_stand_in_for_a_persistent_all_to_all(comm, everywher
             problems.append(f"round {round}")
     request.Free()
     kind.free()
+    everywhere(problems)
+
+
+class Before4(MPI.Intracomm):
+    """Of a library without persistent collectives."""
+
+    def Alltoall_init(self, *given):
+        raise NotImplementedError
+
+    Alltoallv_init = Alltoall_init
+
+
+def test_a_job_needs_no_persistent_collectives(comm, everywhere):
+    """On MPI before 4.0 counts and rows arrive all the same."""
+    R, me, problems = comm.size, comm.rank, []
+    old = Before4(comm)
+    headers, rows = Headers(old, launch.rest), open_rows(old, launch.rest, Way("persistent"))
+    for number, counts in enumerate([np.full((R, R), 3)] * 3 + tables(R)):
+        buffer, layout = rows.room(counts[me], 5)
+        pack.pack(np.concatenate([message(me + number, to, counts[me, to], 5) for to in range(R)]),
+                  np.arange(layout.rows), np.empty((layout.rows, 0), np.int16), buffer, layout.place)
+        headers.start(counts[me], counts[:, me])
+        headers.wait()
+        rows.start(headers.incoming, headers.extent)
+        rows.wait()
+        want = np.concatenate([message(source + number, me, counts[source, me], 5) for source in range(R)])
+        if not np.array_equal(pack.gather(rows.arrived, rows.landing.place), want):
+            problems.append(f"table {number}")
+    headers.free()
+    rows.free()
     everywhere(problems)
 
 
