@@ -6,6 +6,7 @@ the cores the library's call is waited for as ours is: its own wait keeps the co
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 from mpi4py import MPI
@@ -51,17 +52,17 @@ def measure(world: World, rows: Sequence[int], hidden: int, dtype: np.dtype, rou
     Raises `Agreed` where rows arrive that were not sent.
     """
     headers = Headers(world.comm, world.idle)
-    modes = {mode: open_rows(world.comm, world.idle, Way(mode)) for mode in MODES}
     figures = []
-    for pattern, table in PATTERNS.items():
-        for count in rows:
-            x = np.zeros((count, hidden), dtype)
-            contest = _contest(world, headers, modes, table(world.size, count), x)
-            seconds = tune.medians(world.comm, world.idle, contest, rounds)
-            figures.append(Figure(pattern, count, x.nbytes, **seconds))
+    for (pattern, table), count in product(PATTERNS.items(), rows):
+        # new ones each time: rungs remember the counts before
+        modes = {mode: open_rows(world.comm, world.idle, Way(mode)) for mode in MODES}
+        x = np.zeros((count, hidden), dtype)
+        contest = _contest(world, headers, modes, table(world.size, count), x)
+        seconds = tune.medians(world.comm, world.idle, contest, rounds)
+        figures.append(Figure(pattern, count, x.nbytes, **seconds))
+        for mode in modes.values():
+            mode.free()
     headers.free()
-    for mode in modes.values():
-        mode.free()
     return figures
 
 
@@ -69,12 +70,9 @@ def _contest(world: World, headers: Headers, modes: dict[str, Rows], table: np.n
              x: np.ndarray) -> dict[str, Callable[[], None]]:
     """What is timed, by name, each run once and its rows looked at; table `[from, to]`, x `[T, H]`."""
     counts, incoming, units = table[world.rank], table[:, world.rank], x.view(np.uint16).shape[1]
-    sent = message(world.rank, counts, units)
+    sent, fill = message(world.rank, counts, units), filler(world.rank, counts, units)
     token = np.tile(np.random.default_rng(0).permutation(len(x)).astype(np.int32), np.count_nonzero(counts))
     trailer = np.empty((len(token), 0), np.int16)
-
-    def fill(rows: np.ndarray, layout: Layout) -> None:
-        rows[slice(None) if layout.place is None else layout.place] = sent
 
     def tell() -> None:
         headers.start(counts, counts)
@@ -108,15 +106,27 @@ def message(source: int, counts: np.ndarray, units: int) -> np.ndarray:
     return (first[:, None] + 31 * np.arange(units)).astype(np.uint16)
 
 
+def filler(source: int, counts: np.ndarray, units: int) -> Callable[[np.ndarray, Layout], None]:
+    """What puts the `message` of rank `source` into a room, for `tune.repeat`."""
+    sent = message(source, counts, units)
+
+    def fill(rows: np.ndarray, layout: Layout) -> None:
+        rows[slice(None) if layout.place is None else layout.place] = sent
+    return fill
+
+
+def expected(me: int, table: np.ndarray, units: int) -> list[np.ndarray]:
+    """`[n, units]` uint16 from each rank: what comes to rank `me` if each sends its `message`; table `[from, to]`."""
+    only = np.arange(len(table)) == me
+    return [message(source, np.where(only, table[source], 0), units) for source in range(len(table))]
+
+
 def _check(world: World, name: str, arrived: np.ndarray, table: np.ndarray) -> None:
     """Collective."""
-    me, units = world.rank, arrived.shape[1]
-
     def look() -> None:
-        incoming = table[:, me]
-        for source, rows in enumerate(np.split(arrived, np.cumsum(incoming)[:-1])):
-            only = np.where(np.arange(world.size) == me, incoming[source], 0)
-            if not np.array_equal(rows, message(source, only, units)):
+        parts = np.split(arrived, np.cumsum(table[:, world.rank])[:-1])
+        for source, (rows, want) in enumerate(zip(parts, expected(world.rank, table, arrived.shape[1]))):
+            if not np.array_equal(rows, want):
                 raise DeviceError(f"{name}: rows from rank {source} are not those that it sent; try another MPI")
     together(world, look)
 

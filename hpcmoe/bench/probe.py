@@ -12,14 +12,14 @@ from itertools import product
 import numpy as np
 from mpi4py import MPI
 
-from hpcmoe.bench.exchange import message
+from hpcmoe.bench.exchange import expected, filler
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.lane import Way, open_rows
 from hpcmoe.files.probe import ENDED, WORKS, WRONG, Verdicts
 from hpcmoe.kernels.pack import gather
 from hpcmoe.launch import World, tasks_by_launcher
-from hpcmoe.types import MODES, TRANSPORTS, Layout
+from hpcmoe.types import MODES, TRANSPORTS
 
 EXACT = "alltoallv"
 """The mode to which the others turn where they do not pay."""
@@ -91,10 +91,7 @@ def works(world: World, way: Way, units: int) -> bool:
     """Whether rows come whole: even, to one rank, none, and ragged, one after another. Collective, the same on all."""
     rows, right = open_rows(world.comm, world.idle, way), True
     for table in _tables(world.size):
-        def fill(buffer: np.ndarray, layout: Layout, table: np.ndarray = table) -> None:
-            buffer[slice(None) if layout.place is None else layout.place] = message(world.rank, table[world.rank],
-                                                                                     units)
-        tune.repeat(rows, table, world.rank, units, fill)()
+        tune.repeat(rows, table, world.rank, units, filler(world.rank, table[world.rank], units))()
         right &= _whole(world, rows, table)
     rows.free()
     return all(world.comm.allgather(right))
@@ -110,10 +107,8 @@ def _tables(ranks: int) -> Iterator[np.ndarray]:
 
 
 def _whole(world: World, rows: Rows, table: np.ndarray) -> bool:
-    me, found = world.rank, gather(rows.arrived, rows.landing.place)
-    want = [message(source, np.where(np.arange(world.size) == me, table[source, me], 0), found.shape[1])
-            for source in range(world.size)]
-    return np.array_equal(found, np.concatenate(want))
+    found = gather(rows.arrived, rows.landing.place)
+    return np.array_equal(found, np.concatenate(expected(world.rank, table, found.shape[1])))
 
 
 def try_ways(world: World, units: int, ended: Sequence[tuple[str, str]], tell: Callable[[str], None],

@@ -48,7 +48,7 @@ def repeat(exchange: Rows, table: np.ndarray, me: int, units: int,
     def run() -> None:
         exchange.start(incoming, extent)
         exchange.wait()
-    for _ in range(2):  # the second time, rungs are there
+    for _ in range(2):  # the second time, rungs are there, if the exchange is new or its counts grow
         rows, layout = exchange.room(table[me], units)
         fill(rows, layout)
         run()

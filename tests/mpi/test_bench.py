@@ -8,7 +8,9 @@ import pytest
 from hpcmoe import array, launch
 from hpcmoe.bench import exchange as bench
 from hpcmoe.errors import JobError
+from hpcmoe.exchange import tune
 from hpcmoe.exchange.alltoallv import Alltoallv
+from hpcmoe.exchange.lane import open_rows
 from hpcmoe.files import exchange
 from hpcmoe.report import text
 from hpcmoe.report.bench_exchange import page
@@ -36,6 +38,17 @@ def test_every_pattern_size_and_mode_is_timed(world, everywhere, dtype):
     if any(figures != other for other in world.comm.allgather(figures)):
         problems.append("ranks disagree")
     everywhere(problems)
+
+
+def test_every_size_is_timed_without_the_padding_of_another(world, everywhere, monkeypatch):
+    """Rungs that are somewhat too large are used on; a bench must not time those of the size before."""
+    opened, timed = [], []
+    monkeypatch.setattr(bench, "open_rows", lambda *given: opened.append(open_rows(*given)) or opened[-1])
+    monkeypatch.setattr(tune, "medians", lambda comm, idle, contest, rounds: timed.append(
+        len(opened[-1].room(np.zeros(world.size, int), 4)[0])) or dict.fromkeys(contest, 1.0))
+    bench.measure(world, [64, 16], 4, array.BFLOAT16, rounds=1)
+    want = [world.size * count for _ in bench.PATTERNS for count in (64, 16)] if world.size > 1 else timed
+    everywhere([] if timed == want else [f"{timed} rows, not {want}"])
 
 
 def test_rows_that_arrive_wrong_are_noticed(world, everywhere, monkeypatch):
