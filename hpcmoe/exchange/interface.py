@@ -8,6 +8,10 @@ import numpy as np
 from hpcmoe.launch import Idle, rest
 from hpcmoe.types import Extent, Layout
 
+MOST = 1 << 25
+"""Bytes of one rung's rows to all peers, above which exact counts take over."""
+PIECE = 1 << 22
+"""Bytes of a staged piece to all peers."""
 PATIENCE = 5000
 """Looks at a request, some milliseconds of them, after which every rank rests between two."""
 

@@ -15,13 +15,10 @@ import numpy as np
 from hpcmoe import array
 from hpcmoe.exchange.alltoallv import Alltoallv
 from hpcmoe.exchange.buffer import Buffer, RowTypes
-from hpcmoe.exchange.interface import until
+from hpcmoe.exchange.interface import MOST, until
 from hpcmoe.exchange.requests import Request, make_request
 from hpcmoe.launch import Idle
 from hpcmoe.types import Extent, Layout, blocks, dense
-
-MOST = 1 << 25
-"""Bytes of one rung's rows to all peers, above which exact counts take over."""
 
 Pays = Callable[[int, float], bool]
 """Whether a rung pays: (bytes to each peer with padding, without) -> bool. The same answer on all ranks."""

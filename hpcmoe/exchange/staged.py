@@ -10,12 +10,9 @@ import numpy as np
 
 from hpcmoe import array
 from hpcmoe.exchange.buffer import Buffer, copy_own
-from hpcmoe.exchange.interface import Rows, until
+from hpcmoe.exchange.interface import PIECE, Rows, until
 from hpcmoe.launch import Idle
 from hpcmoe.types import Extent, Layout, dense
-
-PIECE = 1 << 22
-"""Bytes of a piece to all peers."""
 
 
 class Staged:

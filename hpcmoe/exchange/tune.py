@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from mpi4py import MPI
 
-from hpcmoe.exchange.interface import Rows, until
+from hpcmoe.exchange.interface import MOST, Rows, until
 from hpcmoe.exchange.lane import Way, open_rows
-from hpcmoe.exchange.persistent import MOST
 from hpcmoe.launch import Idle
 from hpcmoe.types import MODES, Extent, Layout, Speeds, dense
 

@@ -68,7 +68,7 @@ def parse_size(words: str) -> float:
 
 def _memory(model: ModelSpec, job: Job, sizes: Sizes, ranks: int, gpu: bool) -> Memory:
     value = array.DTYPES[job.compute.dtype].itemsize
-    return plan_memory(model, place(model, ranks), sizes, value if gpu else CPU_WEIGHT, value)
+    return plan_memory(model, job, place(model, ranks), sizes, value if gpu else CPU_WEIGHT, value)
 
 
 def _layout(model: ModelSpec, sizes: Sizes, ranks: int) -> str:
@@ -87,6 +87,8 @@ def _table(memory: Memory) -> Table:
         grid.add_row(f"weights, {part}", text.size(count))
     grid.add_row("keys and values", text.size(memory.cache))
     grid.add_row("exchange buffers, balanced routing", text.size(memory.exchange))
+    if memory.requests:
+        grid.add_row("persistent requests, staged pieces, at most", text.size(memory.requests))
     grid.add_row("total", text.size(memory.total))
     return grid
 

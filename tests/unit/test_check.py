@@ -24,7 +24,9 @@ from helpers import (
 )
 
 from hpcmoe import config
+from hpcmoe.config import Exchange, Job, Schedule
 from hpcmoe.engine import inputs
+from hpcmoe.engine.memory import Sizes, place, plan_memory
 from hpcmoe.files import parts, prompts, results
 from hpcmoe.files.parts import Part
 
@@ -135,6 +137,22 @@ class TestMemory:
     def test_the_parts_are_those_of_the_design(self, check, seed61):
         out = check(seed61, "--ranks", 16, "--gpu-memory", "80GB").out
         assert re.search(r"attention +57\.3 GB", out)
+
+    @pytest.mark.parametrize("exchange, schedule, mebibytes", [
+        ({}, {}, 512), ({}, {"mode": "serial", "micro_batches": 1}, 256), ({"mode": "alltoallv"}, {}, 0),
+        ({"transport": "staged"}, {}, 384), ({"transport": "staged", "mode": "alltoallv"}, {}, 128)])
+    def test_persistent_requests_and_staged_pieces_count(self, exchange, schedule, mebibytes):
+        """At most a ladder of 128 MiB for each of two directions and micro-batches; pieces of up to 8 MiB."""
+        job = Job("m", "p", "o", exchange=Exchange(**exchange), schedule=Schedule(**schedule))
+        model = replace(MOE, hidden=4096)
+        memory = plan_memory(model, job, place(model, 4), Sizes(1, 8192, 64), 4, 4)
+        assert memory.requests == mebibytes << 20
+        assert memory.total - memory.requests == sum(memory.weights.values()) + memory.cache + memory.exchange
+
+    def test_persistent_requests_are_said(self, check, tmp_path):
+        job = job_files(tmp_path, 3)
+        exact = check(job, "--ranks", 4, "--set", "exchange.mode=alltoallv")
+        assert "at most" in check(job, "--ranks", 4).out and "at most" not in exact.out
 
     def test_without_a_size_a_cpus_needs_are_shown(self, check, seed61):
         """float32 weights: twice those of the GPU."""
