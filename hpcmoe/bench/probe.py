@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 from mpi4py import MPI
 
+from hpcmoe import array
 from hpcmoe.bench.exchange import expected, filler
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.interface import Rows
@@ -78,13 +79,18 @@ def _memory_kinds() -> str:
 
 
 def _devices(world: World) -> Finding:
-    """What GPUs each rank is shown. This version computes on CPUs."""
-    shown = world.comm.allgather(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    named = {rank: gpus for rank, gpus in enumerate(shown) if gpus}
-    hidden = [rank for rank, gpus in named.items() if "," not in gpus and world.hosts.count(world.hosts[rank]) > 1]
-    return Finding("GPUs", not hidden or len(set(named.values())) == 1, "none is used by this version" if not named else
-                   f"CUDA_VISIBLE_DEVICES is {named[min(named)]} on rank {min(named)}",
-                   "each rank sees only its own GPU, which breaks CUDA IPC: --gpus-per-node, not --gpus-per-task")
+    """Which GPUs the ranks compute on, and whether each has one of its own that the others of its node can see."""
+    shown = world.comm.allgather(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    alone = "each rank sees only its own GPU, which breaks CUDA IPC: --gpus-per-node, not --gpus-per-task"
+    if world.memory == "host":
+        return Finding("GPUs", True, "none is used")
+    taken = {(world.hosts[rank], gpu.address) for rank, gpu in enumerate(world.gpus)}
+    if len(taken) < world.size:
+        return Finding("GPUs", False, f"{world.size} ranks share {len(taken)}",
+                       "ask for a GPU per rank (--gpus-per-node), or start the MPS daemon where that is meant to be")
+    hidden = any("," not in gpus and gpus != shown[0] and world.hosts[rank] == world.hosts[0]
+                 for rank, gpus in enumerate(shown) if gpus)
+    return Finding("GPUs", not hidden, f"one for each rank; {world.gpus[0].address} for rank 0", alone)
 
 
 def works(world: World, way: Way, units: int) -> bool:
@@ -107,7 +113,7 @@ def _tables(ranks: int) -> Iterator[np.ndarray]:
 
 
 def _whole(world: World, rows: Rows, table: np.ndarray) -> bool:
-    found = gather(rows.arrived, rows.landing.place)
+    found = gather(array.host(rows.arrived), rows.landing.place)
     return np.array_equal(found, np.concatenate(expected(world.rank, table, found.shape[1])))
 
 
@@ -128,5 +134,5 @@ def try_ways(world: World, units: int, ended: Sequence[tuple[str, str]], tell: C
         else:
             save({**found, way: ENDED})
             tell(f"trying {mode} by transport {transport}")
-            found[way] = WORKS if works(world, Way(mode, transport), units) else WRONG
+            found[way] = WORKS if works(world, Way(mode, transport, memory=world.memory), units) else WRONG
     return found

@@ -8,15 +8,14 @@ import numpy as np
 
 from hpcmoe import array, launch, reference
 from hpcmoe.config import Job
-from hpcmoe.engine import inputs, layer, schedule
+from hpcmoe.engine import device, inputs, layer, schedule
 from hpcmoe.engine.batch import Sequences
+from hpcmoe.engine.device import RankSegments
 from hpcmoe.engine.memory import Sizes, place
-from hpcmoe.engine.segments import CpuSegments, chooser, open_segments
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
-from hpcmoe.model import weights
 from hpcmoe.types import Outcome
 
 Judge = Callable[[np.ndarray], np.ndarray]
@@ -67,16 +66,16 @@ def verify(job: Job, count: int, new: int, checkpoint: Path | None) -> list[Comp
     return comparisons
 
 
-def _open(job: Job, source: Source, length: int) -> CpuSegments:
+def _open(job: Job, source: Source, length: int) -> RankSegments:
     """The whole model in this process, with room for one sequence."""
     from mpi4py import MPI
     placement, dtype = place(source.spec, 1), array.DTYPES[job.compute.dtype]
-    held = weights.load(source, lambda n: placement.held_by(0), dtype)
-    return open_segments(MPI.COMM_SELF, Unwatched(launch.spin), source.spec, held, placement, Sizes(1, 0, length),
-                         chooser(job.generate), dtype, Way(), keep_logits=True)
+    held = device.load(source, lambda n: placement.held_by(0), dtype, "host")
+    return device.open_segments(MPI.COMM_SELF, Unwatched(launch.spin), source.spec, held, placement,
+                                Sizes(1, 0, length), job.generate, dtype, Way(), keep_logits=True)
 
 
-def _answer(segments: CpuSegments, job: Job, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _answer(segments: RankSegments, job: Job, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Greedy tokens `[n]` behind a prompt and the logits `[n, V]` that chose them, through cache and exchange."""
     sequences = Sequences(segments.model, job, 1, len(prompt))
     sequences.admit(0, prompt)

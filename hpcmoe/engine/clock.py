@@ -37,6 +37,11 @@ class Clock:
             self._seconds[name] += end - begin
             self.trace.pop("pack" if name == "pack" else "compute", name, begin, end, layer, micro_batch, rows)
 
+    def add(self, name: str, begin: float, end: float, layer: int, micro_batch: int, rows: int) -> None:
+        """A stage that was computed behind the caller's back, at times of `time.perf_counter`."""
+        self._seconds[name] += end - begin
+        self.trace.add("compute", name, begin, end, layer, micro_batch, rows)
+
     def depart(self, flight: Flight, kind: str, layer: int, micro_batch: int, rows: int, sent: np.ndarray) -> Trip:
         """An exchange begins now: `rows` rows leave; sent `[len(CLASSES)]` int64 bytes. See `Trip`."""
         span = self.trace.start(kind)

@@ -7,9 +7,9 @@ import numpy as np
 
 from hpcmoe.engine import layer
 from hpcmoe.engine.batch import Sequences, deal, split
+from hpcmoe.engine.device import RankSegments
 from hpcmoe.engine.progress import Progress
 from hpcmoe.engine.record import Record
-from hpcmoe.engine.segments import CpuSegments
 from hpcmoe.engine.ways import Turns
 from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.watch import Unwatched, Watch
@@ -37,7 +37,7 @@ class Vote:
 
 
 def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequences: Sequences,
-             segments: CpuSegments, turns: Turns, record: Record, progress: Progress) -> None:
+             segments: RankSegments, turns: Turns, record: Record, progress: Progress) -> None:
     """Answers the prompts in `pool` (rows of `prompts`), the same on all ranks, in steps that are cut as `turns` says.
 
     Collective. A rank without sequences takes part in every step: its experts serve the others.

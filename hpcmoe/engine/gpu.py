@@ -5,23 +5,25 @@ micro-batch's layer. The host waits for events, never for the device.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import cupy
 import numpy as np
 
 from hpcmoe.config import Generate
 from hpcmoe.device import attention, choice, norm, rows
-from hpcmoe.device.attention import WIDEST, KvCache
-from hpcmoe.device.cuda import Event, pinned
+from hpcmoe.device.attention import KvCache
+from hpcmoe.device.cuda import Event, to_host
 from hpcmoe.device.gate import Map, choose, make_map, order
 from hpcmoe.device.gemm import Gemm
+from hpcmoe.device.limits import check_model
 from hpcmoe.device.swiglu import swiglu, weigh
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.room import Counts, Room, Work
+from hpcmoe.engine.timer import Timer
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
-from hpcmoe.errors import InputError
 from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Lane, Way, open_lane
 from hpcmoe.exchange.route import plan_receive, trailer_width
@@ -44,8 +46,10 @@ class GpuSegments:
         """One lane and one room for each micro-batch of a step; else as `segments.CpuSegments`."""
         self.model, self.weights, self.cache, self.placement, self.rank = model, weights, cache, placement, rank
         self.lanes, self.rooms, self.watch, self.rules, self.keep_logits = lanes, rooms, watch, rules, keep_logits
-        self.clock = Clock(model.layers, trace=trace)
         self._compute = cupy.cuda.Stream(non_blocking=True)
+        self._timer = Timer(self._compute)
+        self.clock = Clock(model.layers, self._timer.busy, trace)
+        self._timer.tell = self.clock.add
         self._travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
         self._gemm, self._map = Gemm(), make_map(placement) if model.moe else None
         self._classes = classes(nodes or (0,) * placement.ranks, rank)
@@ -63,7 +67,8 @@ class GpuSegments:
         with self._compute:
             room.load[...] = 0
             work.slot, work.position = room.slot.send(slots), room.position.send(batch.position)
-            work.x = rows.take(self.weights.embedding, room.token.send(batch.token), batch.rows, self.model.hidden)
+            with self._stage("attention", work, batch.rows):
+                work.x = rows.take(self.weights.embedding, room.token.send(batch.token), batch.rows, self.model.hidden)
             self._to_next_gate(work)
         return Event(self._compute)
 
@@ -95,17 +100,18 @@ class GpuSegments:
             self.watch.by(travelling.mode)
         weights = self.weights.layers[work.layer].shared
         if weights:
-            with self._compute:
+            with self._compute, self._stage("expert", work, work.batch.rows):
                 work.shared = self._shared(weights, work.room.normed[:work.batch.rows])
         return work.trip
 
     def expert(self, work: Work) -> Event:
         """See `layer.Segments`."""
         slots = self.weights.layers[work.layer].experts
-        if len(slots) > 1:
-            self._sorted_experts(work, slots)
-        else:
-            self._one_expert(work, slots)
+        with self._stage("expert", work, work.lane.dispatch.landing.rows):
+            if len(slots) > 1:
+                self._sorted_experts(work, slots)
+            else:
+                self._one_expert(work, slots)
         return Event(self._compute)
 
     def collect(self, work: Work) -> Flight:
@@ -126,8 +132,9 @@ class GpuSegments:
         with self._compute:
             work.own.hold(self._compute)
             work.room.home_base[:] = home.landing.first
-            rows.combine(work.x, home.arrived, work.shared, work.room.route, work.room.home_base,
-                         self.model.moe.round_weights)
+            with self._stage("combine", work, work.batch.rows):
+                rows.combine(work.x, home.arrived, work.shared, work.room.route, work.room.home_base,
+                             self.model.moe.round_weights)
             work.shared = None
             work.layer += 1
             self._to_next_gate(work)
@@ -136,15 +143,16 @@ class GpuSegments:
     def head(self, work: Work) -> Event:
         """See `layer.Segments`."""
         step = max(1, LOGITS // self.model.vocabulary)
-        with self._compute:
+        with self._compute, self._stage("head", work, len(work.batch.wanted)):
             parts = [self._next_tokens(work, slice(first, first + step))
                      for first in range(0, max(len(work.batch.wanted), 1), step)]
-            work.results = tuple(_to_host(cupy.concatenate(part)) for part in zip(*parts))
-            work.results += (_to_host(work.room.load),)
+            work.results = tuple(to_host(cupy.concatenate(part)) for part in zip(*parts))
+            work.results += (to_host(work.room.load),)
         return Event(self._compute)
 
     def outcome(self, work: Work) -> Outcome:
         """See `layer.Segments`."""
+        self._timer.busy()
         token, logprob, logits, load = work.results
         wide = (logits.astype(np.uint32) << 16).view(np.float32) if self.keep_logits else None
         return Outcome(token.copy(), logprob.copy(), load[:, :self.model.experts].astype(np.int64), wide)
@@ -162,6 +170,9 @@ class GpuSegments:
         assert self._map is not None
         return self._map
 
+    def _stage(self, name: str, work: Work, count: int) -> AbstractContextManager[None]:
+        return self._timer.stage(name, work.layer, work.number, count)
+
     def _depart(self, travelling: Rows, kind: str, work: Work) -> Trip:
         return self.clock.depart(travelling, kind, work.layer, work.number, work.leaving, work.sent)
 
@@ -174,11 +185,13 @@ class GpuSegments:
         while work.layer < self.model.layers:
             weights = self.weights.layers[work.layer]
             normed = work.room.normed[:work.batch.rows]
-            norm.add_norm(work.x, self._attention(work, norm.rms_norm(work.x, weights.attention.norm, eps)),
-                          weights.norm, eps, normed)
+            with self._stage("attention", work, work.batch.rows):
+                mixed = self._attention(work, norm.rms_norm(work.x, weights.attention.norm, eps))
+                norm.add_norm(work.x, mixed, weights.norm, eps, normed)
+                if weights.dense:
+                    norm.add(work.x, swiglu(self._gemm, normed, weights.dense.gate_up, weights.dense.down))
             if not weights.dense:
                 return self._gate(work, normed)
-            norm.add(work.x, swiglu(self._gemm, normed, weights.dense.gate_up, weights.dense.down))
             work.layer += 1
 
     def _attention(self, work: Work, normed: cupy.ndarray) -> cupy.ndarray:
@@ -195,9 +208,10 @@ class GpuSegments:
     def _gate(self, work: Work, normed: cupy.ndarray) -> None:
         moe, weights, route = self.model.moe, self.weights.layers[work.layer].gate, work.room.route
         assert moe is not None and weights is not None
-        logits = self._gemm(normed, weights.weight, dtype=np.float32)
-        choose(moe, logits, weights.bias, route, work.room.load[work.layer])
-        order(route, self._at, work.batch.rows, self.placement.ranks)
+        with self._stage("gate", work, work.batch.rows):
+            logits = self._gemm(normed, weights.weight, dtype=np.float32)
+            choose(moe, logits, weights.bias, route, work.room.load[work.layer])
+            order(route, self._at, work.batch.rows, self.placement.ranks)
 
     def _shared(self, weights: Shared, normed: cupy.ndarray) -> cupy.ndarray:
         y = swiglu(self._gemm, normed, weights.swiglu.gate_up, weights.swiglu.down)
@@ -259,32 +273,10 @@ class GpuSegments:
         return token, logprob, logits if self.keep_logits else logits[:, :0]
 
 
-def _to_host(values: cupy.ndarray) -> np.ndarray:
-    """A copy that is there when the current stream comes to its end."""
-    out = pinned(values.shape, values.dtype)
-    if values.size:
-        cupy.cuda.runtime.memcpyAsync(out.ctypes.data, values.data.ptr, values.nbytes,
-                                      cupy.cuda.runtime.memcpyDeviceToHost, cupy.cuda.get_current_stream().ptr)
-    return out
-
-
-def check_model(model: ModelSpec) -> None:
-    """Raises `InputError` where the kernels cannot compute a model: rows are moved by 8 values."""
-    moe, a = model.moe, model.attention
-    widths = {"hidden": model.hidden, "moe.hidden": moe.hidden if moe else 8, "dense.hidden": model.dense.hidden
-              if model.dense else 8, "moe.shared_hidden": moe.shared_hidden if moe else 8}
-    odd = [f"{name} = {width}" for name, width in widths.items() if width % 8]
-    if odd or a.head_dim % 2 or a.head_dim > WIDEST or (moe and moe.top_k > WIDEST):
-        raise InputError(f"model {model.name} cannot be computed on a GPU: " + (
-            f"{', '.join(odd)}: should be multiples of 8" if odd else
-            f"heads should have an even number of values, {WIDEST} at most, and a token {WIDEST} experts at most")
-            + "; compute.device = cpu computes it")
-
-
-def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
-                  rules: Generate, way: Way, micro_batches: int = 1, keep_logits: bool = False,
-                  nodes: Sequence[int] = (), trace: Untraced | None = None) -> GpuSegments:
-    """As `segments.open_segments`, around weights that are on the device. Collective over `comm`."""
+def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+                rules: Generate, way: Way, micro_batches: int, keep_logits: bool, nodes: Sequence[int],
+                trace: Untraced | None) -> GpuSegments:
+    """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
     check_model(model)
     cache = KvCache(model, sizes.sequences, sizes.length)
     lanes = [open_lane(comm, watch.idle, way) for _ in range(micro_batches)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcmoe import __version__, array, paths
 from hpcmoe.config import Job
-from hpcmoe.engine import inputs, output
+from hpcmoe.engine import device, inputs, output
 from hpcmoe.engine.batch import Sequences
 from hpcmoe.engine.generate import Vote, generate
 from hpcmoe.engine.inputs import Inputs
@@ -19,7 +19,6 @@ from hpcmoe.engine.memory import place, plan_sizes
 from hpcmoe.engine.output import Left
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
-from hpcmoe.engine.segments import chooser, open_segments
 from hpcmoe.engine.trace import Untraced, open_trace
 from hpcmoe.engine.ways import choose_turns, choose_way, read_probe
 from hpcmoe.errors import JobError
@@ -31,7 +30,6 @@ from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.files.trace import beside
 from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, together
-from hpcmoe.model import weights
 from hpcmoe.types import Placement
 
 
@@ -82,13 +80,14 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
             recorded: Untraced) -> None:
     model, dtype = plan.inputs.model, array.DTYPES[job.compute.dtype]
     sizes = plan_sizes(model.spec, job, plan.inputs.prompts.lengths[pool], world.size)
-    held = together(world, lambda: weights.load(model, lambda layer: placement.held_by(world.rank), dtype))
+    held = together(world, lambda: device.load(model, lambda layer: placement.held_by(world.rank), dtype, world.memory))
     compute_alone(job.compute.reproducible)
     way, turns = choose_way(world, job, model.spec, plan.probe), choose_turns(job, plan.probe)
     watch = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts)
     vote = Vote(world.comm, watch)
-    segments = open_segments(world.comm, watch, model.spec, held, placement, sizes, chooser(job.generate), dtype,
-                             way, turns.most, overlapped=turns.overlapped, nodes=world.nodes, trace=recorded)
+    segments = together(world, lambda: device.open_segments(
+        world.comm, watch, model.spec, held, placement, sizes, job.generate, dtype, way, turns.most,
+        overlapped=turns.overlapped, nodes=world.nodes, trace=recorded))
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))

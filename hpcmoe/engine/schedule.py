@@ -54,7 +54,7 @@ def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle, attend: Idle) ->
     def await_and_advance(turn: int) -> None:
         """Waits for what the step waits for, and continues it."""
         begin = time.perf_counter()
-        between = attend if isinstance(flights[turn], Event) else idle
+        between = idle if flights[turn].stage else attend
         with clock.waiting(flights[turn]):
             while len(flights) > 1 and not look(turn):
                 between()

@@ -254,15 +254,12 @@ class CpuSegments:
         return token, choice.logprobs(logits, token), logits if self.keep_logits else logits[:, :0]
 
 
-def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
-                  choose: Choose, dtype: np.dtype, way: Way, micro_batches: int = 1, overlapped: bool = False,
-                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> CpuSegments:
-    """The segments of this rank around the weights that it holds, with one placement for all layers.
-
-    `nodes` as in `CpuSegments`. Collective over `comm`.
-    """
+def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+                rules: Generate, dtype: np.dtype, way: Way, micro_batches: int, overlapped: bool, keep_logits: bool,
+                nodes: Sequence[int], trace: Untraced | None) -> CpuSegments:
+    """See `device.open_segments`. Collective over `comm`."""
     cache = KvCache(model, sizes.sequences, sizes.length, dtype)
     lanes = [open_lane(comm, watch.idle, way) for _ in range(micro_batches)]
     stream: Stream = Worker() if overlapped else AtOnce()
-    return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, choose, dtype, keep_logits,
-                       nodes, trace)
+    return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, chooser(rules), dtype,
+                       keep_logits, nodes, trace)

@@ -34,6 +34,10 @@ class Untraced:
             rows: int = -1) -> None:
         """A span of `time.perf_counter` on one of `files.trace.ROWS` ends."""
 
+    def add(self, row: str, name: str, begin: float, end: float, layer: int, micro_batch: int, rows: int,
+            sent: np.ndarray | int = 0) -> None:
+        """A span that is over; sent `[len(CLASSES)]` int64 bytes."""
+
     def start(self, name: str) -> Any:
         """A span begins that others may overlap; what is returned is for `finish`."""
 
@@ -67,7 +71,7 @@ class Trace(Untraced):
         """See `Untraced`."""
         if self._domain:
             self._domain.pop_range()
-        self._add(row, name, begin, end, layer, micro_batch, rows, 0)
+        self.add(row, name, begin, end, layer, micro_batch, rows)
 
     def start(self, name: str) -> Any:
         """See `Untraced`."""
@@ -78,10 +82,11 @@ class Trace(Untraced):
         """See `Untraced`."""
         if self._domain:
             self._domain.end_range(span)
-        self._add(row, name, begin, end, layer, micro_batch, rows, sent)
+        self.add(row, name, begin, end, layer, micro_batch, rows, sent)
 
-    def _add(self, row: str, name: str, begin: float, end: float, layer: int, micro_batch: int, rows: int,
-             sent: np.ndarray | int) -> None:
+    def add(self, row: str, name: str, begin: float, end: float, layer: int, micro_batch: int, rows: int,
+            sent: np.ndarray | int = 0) -> None:
+        """See `Untraced`."""
         number = next(self._count)  # one operation, so that two threads never get the same
         if number < len(self._spans):
             self._spans[number] = (begin, end, sent, self.step, rows, layer, micro_batch, ROWS.index(row),

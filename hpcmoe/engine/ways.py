@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpcmoe import array
@@ -59,16 +59,17 @@ def read_probe(job: Job, model: ModelSpec, ranks: int, library: str) -> Probe | 
 
 def choose_way(world: World, job: Job, model: ModelSpec, found: Probe | None) -> Way:
     """How rows travel. Measures both modes where `auto` has no probe to go by. Collective."""
-    mode, transport = job.exchange.mode, job.exchange.transport
+    mode, transport, memory = job.exchange.mode, job.exchange.transport, world.memory
     if transport == "auto":
         transport = found.best(mode) if found else "device"
     if mode != "auto":
-        return Way(mode, transport)
+        return Way(mode, transport, memory=memory)
     if world.size == 1 or not model.moe or (found and not found.works(transport, "persistent")):
-        return Way("alltoallv", transport)
+        return Way("alltoallv", transport, memory=memory)
     if found and found.speeds and transport == found.best():
-        return Way(mode, transport, found.speeds)
-    return Way(mode, transport, tune.measure(world.comm, world.idle, units(model, job), transport))
+        return Way(mode, transport, found.speeds, memory)
+    way = Way(mode, transport, memory=memory)
+    return replace(way, speeds=tune.measure(world.comm, world.idle, units(model, job), way))
 
 
 def choose_turns(job: Job, found: Probe | None) -> Turns:

@@ -119,6 +119,7 @@ class Persistent:
         R = self._size
         out, into = both = array.empty((2, R * capacity, units), self._memory)
         both[...] = 0
+        array.settle(both)
         full = blocks(np.full(R, capacity), self._me, capacity)
         return Rung(out, into, make_request(self._comm, out, into, full, self._type(units)))
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from mpi4py import MPI
@@ -16,11 +17,14 @@ LARGEST = 1 << 20
 ROUNDS = 7
 
 
-def measure(comm, idle: Idle, units: int, transport: str = "device", rounds: int = ROUNDS) -> Speeds:
-    """One direction with 1, 4, 16, … rows of `units` uint16 between any two ranks. Collective; equal on all ranks."""
+def measure(comm, idle: Idle, units: int, way: Way, rounds: int = ROUNDS) -> Speeds:
+    """One direction of each mode, else as `way`, with 1, 4, 16, … rows of `units` uint16 between any two ranks.
+
+    Collective; equal on all ranks.
+    """
     most = max(1, min(LARGEST, MOST // comm.size) // (2 * units))
     rows = [4 ** power for power in range(most.bit_length()) if 4 ** power <= most]
-    modes = {mode: open_rows(comm, idle, Way(mode, transport)) for mode in MODES}
+    modes = {mode: open_rows(comm, idle, replace(way, mode=mode)) for mode in MODES}
     seconds = []
     for count in rows:
         contest = {mode: repeat(exchange, even(comm.size, count), comm.rank, units) for mode, exchange in modes.items()}

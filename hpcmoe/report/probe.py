@@ -25,7 +25,7 @@ WORDS = {WORKS: "works", WRONG: "GIVES WRONG ROWS", ENDED: "ENDED A PROBE", "": 
 
 def run(path: Path, overrides: tuple[str, ...], output: Path | None) -> int:
     """Probes on all ranks; returns the exit code. Collective."""
-    world = launch.start()
+    world = launch.start(config.device(path, overrides))
     return launch.guarded(world, lambda: _run(world, path, overrides, output))
 
 
@@ -35,6 +35,7 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
     from hpcmoe.engine import ways
     from hpcmoe.engine.job import versions
     from hpcmoe.exchange import tune
+    launch.check_gpus(world)
     job, model, most, target = launch.on_root(world, lambda: _read(path, overrides, output, world.size))
     units = ways.units(model, job)
     known = Probe(world.hosts, world.library, units, model.name, {})
@@ -58,9 +59,9 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
         raise launch.Agreed(DeviceError.code, "rows did not come whole by any transport: try another MPI library", 0)
     if world.size > 1 and model.moe:
         tell("timing modes and schedules")
-        way = ways.Way("alltoallv", known.best())
+        way = ways.Way("alltoallv", known.best(), memory=world.memory)
         if known.works(known.best(), "persistent"):
-            way = ways.Way("auto", known.best(), tune.measure(world.comm, world.idle, units, known.best(), rounds=31))
+            way = replace(way, mode="auto", speeds=tune.measure(world.comm, world.idle, units, way, rounds=31))
         known = replace(known, speeds=way.speeds, cuts=cuts.measure_cuts(world, model, job, way, most))
         save(known)
     if world.rank == 0:

@@ -13,11 +13,12 @@ from hpcmoe.report.show import print_load, print_traffic, speed_line, was_scored
 
 def run(path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool) -> int:
     """Runs a job on all ranks; returns the exit code. Collective."""
-    world = launch.start()
+    world = launch.start(config.device(path, overrides))
     return launch.guarded(world, lambda: _run(world, path, overrides, overwrite, traced))
 
 
 def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool) -> None:
+    launch.check_gpus(world)
     job = launch.on_root(world, lambda: config.load(path, overrides))
     if world.rank == 0:
         print(roll(world), file=sys.stderr, flush=True)
@@ -33,9 +34,16 @@ def roll(world: launch.World) -> str:
     hosts = sorted(set(world.hosts), key=world.hosts.index)
     lines = [f"hpcmoe: {text.plural(world.size, 'rank')} on {text.plural(len(hosts), 'host')}, "
              f"{text.plural(world.threads, 'BLAS thread')} each, {world.library}"]
+    on_gpus = world.memory == "device"
     for host in hosts:
-        there = [f"{rank} ({pid})" for rank, pid in enumerate(world.pids) if world.hosts[rank] == host]
-        lines.append(f"hpcmoe: {host}: ranks (processes) {', '.join(there)}")
+        there = [rank for rank in range(world.size) if world.hosts[rank] == host]
+        names = [f"{rank} ({world.pids[rank]}" + (f", GPU {world.gpus[rank].address})" if on_gpus else ")")
+                 for rank in there]
+        lines.append(f"hpcmoe: {host}: ranks (processes) {', '.join(names)}")
+        gpus = {world.gpus[rank].address for rank in there} if on_gpus else there
+        if len(gpus) < len(there):
+            lines.append(f"hpcmoe: {host}: {len(there)} ranks share {text.plural(len(gpus), 'GPU')}, as one does in "
+                         "development; under the MPS daemon (nvidia-cuda-mps-control -d) they need not take turns")
     return "\n".join(lines)
 
 

@@ -15,9 +15,9 @@ import twohosts
 
 from hpcmoe import array, launch
 from hpcmoe.config import Generate
-from hpcmoe.engine import layer, schedule
+from hpcmoe.engine import device, layer, schedule
+from hpcmoe.engine.device import RankSegments
 from hpcmoe.engine.memory import Sizes, place
-from hpcmoe.engine.segments import CpuSegments, chooser, open_segments
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
@@ -74,13 +74,13 @@ def model(shape: Shape) -> ModelSpec:
                      Moe(2, 2, shape.intermediate))
 
 
-def open_both(world: launch.World, shape: Shape) -> dict[str, CpuSegments]:
+def open_both(world: launch.World, shape: Shape) -> dict[str, RankSegments]:
     """The same weights behind both schedules. Collective."""
     spec = model(shape)
     placement = place(spec, world.size)
     held = weights.load(Drawn(spec, 0), lambda n: placement.held_by(world.rank), array.FLOAT32)
-    return {mode: open_segments(world.comm, Unwatched(world.idle), spec, held, placement,
-                                Sizes(MICRO_BATCHES, 0, shape.tokens), chooser(Generate()), array.FLOAT32, Way(),
+    return {mode: device.open_segments(world.comm, Unwatched(world.idle), spec, held, placement,
+                                Sizes(MICRO_BATCHES, 0, shape.tokens), Generate(), array.FLOAT32, Way(),
                                 MICRO_BATCHES, overlapped=mode == "overlapped")
             for mode in ("serial", "overlapped")}
 
@@ -93,7 +93,7 @@ def batches(shape: Shape) -> list[Batch]:
             for n in range(MICRO_BATCHES)]
 
 
-def step(world: launch.World, mode: str, segments: CpuSegments, work: list[Batch]) -> tuple[float, float]:
+def step(world: launch.World, mode: str, segments: RankSegments, work: list[Batch]) -> tuple[float, float]:
     """Seconds of a step and of its exchange, the slowest rank's of the first and the mean of the second. Collective."""
     take_turns = schedule.overlapped if mode == "overlapped" else schedule.serial
     world.comm.Barrier()

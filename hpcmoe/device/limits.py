@@ -1,0 +1,18 @@
+"""Which models the kernels can compute."""
+
+from hpcmoe.device.attention import WIDEST
+from hpcmoe.errors import InputError
+from hpcmoe.spec import ModelSpec
+
+
+def check_model(model: ModelSpec) -> None:
+    """Raises `InputError` where the kernels cannot compute a model: rows are moved by 8 values."""
+    moe, a = model.moe, model.attention
+    widths = {"hidden": model.hidden, "moe.hidden": moe.hidden if moe else 8, "dense.hidden": model.dense.hidden
+              if model.dense else 8, "moe.shared_hidden": moe.shared_hidden if moe else 8}
+    odd = [f"{name} = {width}" for name, width in widths.items() if width % 8]
+    if odd or a.head_dim % 2 or a.head_dim > WIDEST or (moe and moe.top_k > WIDEST):
+        raise InputError(f"model {model.name} cannot be computed on a GPU: " + (
+            f"{', '.join(odd)}: should be multiples of 8" if odd else
+            f"heads should have an even number of values, {WIDEST} at most, and a token {WIDEST} experts at most")
+            + "; compute.device = cpu computes it")

@@ -1,0 +1,57 @@
+"""On which device a rank computes: the weights and segments of a CPU, or of a GPU."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from hpcmoe.config import Generate
+from hpcmoe.engine.clock import Clock
+from hpcmoe.engine.layer import Segments
+from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.segments import open_on_cpu
+from hpcmoe.engine.trace import Untraced
+from hpcmoe.exchange.lane import Way
+from hpcmoe.exchange.watch import Unwatched, Watch
+from hpcmoe.files.model import Source
+from hpcmoe.model import weights
+from hpcmoe.model.weights import Held, Weights
+from hpcmoe.spec import ModelSpec
+from hpcmoe.types import Placement
+
+
+class RankSegments(Segments, Protocol):
+    """What `CpuSegments` and `GpuSegments` have in common."""
+
+    model: ModelSpec
+    clock: Clock
+    watch: Watch | Unwatched
+
+    def close(self) -> None:
+        """Nothing more is begun. Local."""
+
+    def free(self) -> None:
+        """Collective."""
+
+
+def load(source: Source, held: Held, dtype: np.dtype, memory: str) -> Weights:
+    """What this rank holds, in `memory` (one of `array.MEMORY`). Local. Raises `InputError`."""
+    if memory == "host":
+        return weights.load(source, held, dtype)
+    from hpcmoe.device.weights import keep
+    return weights.load(source, held, dtype, keep)
+
+
+def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+                  rules: Generate, dtype: np.dtype, way: Way, micro_batches: int = 1, overlapped: bool = False,
+                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> RankSegments:
+    """The segments of this rank around the weights that it holds, with one placement for all layers.
+
+    They compute where rows are in `way.memory`; `nodes` as in `CpuSegments`. Collective over `comm`. Raises
+    `InputError` where the device cannot compute the model.
+    """
+    if way.memory == "host":
+        return open_on_cpu(comm, watch, model, held, placement, sizes, rules, dtype, way, micro_batches, overlapped,
+                           keep_logits, nodes, trace)
+    from hpcmoe.engine.gpu import open_on_gpu
+    return open_on_gpu(comm, watch, model, held, placement, sizes, rules, way, micro_batches, keep_logits, nodes, trace)

@@ -1,0 +1,67 @@
+"""`make test-gpu`: the tests of this folder, alone and on ranks that share a GPU under the MPS daemon."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RANKS = (1, 2, 4, 16)
+LIMIT = 600
+"""Seconds that one run may take."""
+
+
+def missing() -> str:
+    """Why nothing can be tested here; "" where it can."""
+    try:
+        from cupy.cuda import runtime
+        runtime.getDeviceCount()
+    except ImportError:
+        return "no CuPy, for there is no GPU, or pip install -e '.[cuda13]' is missing"
+    except runtime.CUDARuntimeError as error:
+        return f"no GPU: {error}"
+    return ""
+
+
+@contextlib.contextmanager
+def shared_gpu() -> Iterator[None]:
+    """The MPS daemon: without it ranks that share a GPU take turns by time."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False)
+
+
+def run(ranks: int, *words: str) -> bool:
+    """Whether the tests pass."""
+    command = [sys.executable, "-m", "pytest", str(HERE / "test_kernels.py"), *words]
+    if ranks:
+        mpiexec = Path(sys.executable).with_name("mpiexec")
+        command = [str(mpiexec), "-n", str(ranks), sys.executable, str(HERE / "rank.py"), "-m", "pytest", "-x",
+                   "--with-mpi", str(HERE / "test_model.py"), *words]
+    print(f"\n== on the GPU, {f'{ranks} ranks' if ranks else 'kernels'}", flush=True)
+    return subprocess.run(command, timeout=LIMIT, check=False,
+                          env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).returncode == 0
+
+
+def main() -> int:
+    """0 where all pass, or nothing can be tested."""
+    why = missing()
+    if why:
+        print(f"test-gpu: skipped: {why}")
+        return 0
+    with shared_gpu():
+        passed = {ranks: run(ranks, "-q", *sys.argv[1:]) for ranks in (0, *RANKS)}
+    for ranks, right in passed.items():
+        print(f"{f'{ranks:2} ranks' if ranks else 'kernels '}  {'passed' if right else 'FAILED'}")
+    return 0 if all(passed.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
