@@ -91,18 +91,20 @@ def writing(path: Path, layout: str) -> Iterator[NewFile]:
         disk = Disk(unfinished)
     except OSError as error:
         raise place.unwritable(path, error) from None
+    stumbled: Exception | None = None
     try:
         try:
             with NewFile(disk, path) as file:
                 mark(file, layout)
                 yield file
-        except Exception:
+        except Exception as error:
             if not disk.failure:  # else HDF5 stumbled over what was not written
                 raise
+            stumbled = error
         finally:
             disk.close()
         if disk.failure:
-            raise place.unwritable(path, disk.failure)
+            raise place.unwritable(path, disk.failure) from stumbled
         place.put(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

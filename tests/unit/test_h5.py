@@ -140,6 +140,17 @@ class TestDisk:
             model.write(tmp_path / "m.h5", Given(MOE), "float32", done=lambda t: done.append(t.name))
         assert len(done) < 5
 
+    def test_a_defect_in_the_block_is_not_lost_with_the_disk(self, tmp_path, monkeypatch):
+        def full(handle, data, at):
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(JobError, match="full") as told, h5.writing(tmp_path / "x.h5", "prompts") as file:
+            file.create_dataset("a", data=np.zeros(100_000))
+            file.flush()
+            raise ZeroDivisionError
+        assert isinstance(told.value.__cause__, ZeroDivisionError)
+
     def test_a_defect_in_the_block_stays_what_it_is(self, tmp_path):
         with pytest.raises(OSError, match="elsewhere"), h5.writing(tmp_path / "x.h5", "prompts"):
             raise OSError("elsewhere")
