@@ -47,7 +47,7 @@ class Segments(Protocol):
 
 
 def step(segments: Segments, batch: Batch, number: int = 0) -> Step:
-    """One micro-batch through the whole model. Each yielded flight is to be waited for before the next turn."""
+    """One micro-batch through the whole model. Each yielded flight is to be waited for before the step goes on."""
     work = segments.begin(batch, number)
     computed = segments.enter(work)
     for _ in segments.moe_layers:
