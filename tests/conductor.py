@@ -97,8 +97,8 @@ def conduct(comm, alarm: Alarm, play: Play, examples: SearchStrategy, count: int
         verdict = ""
         try:
             _lead(lambda example: (comm.bcast((True, example)), perform(example))[1], examples, count, first, alarm)
-        except Exception as failure:
-            verdict = "\n".join([str(failure), *getattr(failure, "__notes__", [])])
+        except Exception:
+            verdict = traceback.format_exc()
         finally:
             comm.bcast((False, verdict))
     if verdict:

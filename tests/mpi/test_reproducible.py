@@ -1,4 +1,4 @@
-"""`compute.reproducible`: equal bits at 1, 2, 4, 8 and 16 ranks, along any course, in steps of any size."""
+"""`compute.reproducible`: equal bits at 1, 2, 4, 8 and 16 ranks, along courses of every kind, in steps of any size."""
 
 import hashlib
 import itertools
@@ -115,5 +115,5 @@ def test_the_same_bits_at_any_number_of_ranks(comm, alone):
     """Of the long prompts. Without `reproducible` all of these have other last bits at every other number of ranks,
     and with other chunks (OpenBLAS 0.3.31 on an AMD EPYC)."""
     alarm = Alarm(comm)
-    conduct(comm, alarm, Players(comm, alarm).play, DRAWN, 1 if comm.size > 4 else 4, FIRST)
+    conduct(comm, alarm, Players(comm, alarm).play, DRAWN, 2 if comm.size > 4 else 4, FIRST)
     alarm.free()

@@ -111,7 +111,7 @@ def test_every_course_gives_equal_bits(comm, players):
     """In float32, at a fixed number of ranks and micro-batches; and what the oracle gives along the same routes."""
     R, E = comm.size, players.model.spec.experts
     first = named(R, E)[2 if players.many and E != R else 0:]
-    conduct(comm, players.alarm, players.play, examples(R, E, players.parts), 1 if players.many else 8, first)
+    conduct(comm, players.alarm, players.play, examples(R, E, players.parts), 2 if players.many else 8, first)
 
 
 @pytest.mark.slow

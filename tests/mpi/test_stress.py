@@ -4,7 +4,8 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 import pytest
-from conductor import Alarm
+from conductor import Alarm, conduct
+from hypothesis import strategies
 from rig import WAYS
 
 from hpcmoe.engine import schedule
@@ -136,3 +137,17 @@ def test_no_row_is_lost_and_no_rank_waits_for_ever(comm, monkeypatch, count):
         alarm.free()
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
+
+
+def test_a_leader_that_fails_without_a_word_fails_all_ranks(comm, everywhere):
+    """Of the tests themselves: else they would pass on all."""
+    def wordless() -> None:
+        raise ArithmeticError
+
+    alarm, failed = Alarm(comm), False
+    try:
+        conduct(comm, alarm, lambda example: [], strategies.builds(wordless), 1)
+    except pytest.fail.Exception as failure:
+        failed = "ArithmeticError" in str(failure)
+    alarm.free()
+    everywhere([] if failed else ["passed"])
