@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.mpi]
 FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike"]
 NEAR = 1e-2
 """Relative error of logits against float32, as norms,"""
-SLACK = 1.1
+SLACK = 1.25
 """or in parts of the error that NumPy's engine makes in bfloat16: tiny models of random weights lose 1 to 2 %."""
 
 
@@ -72,8 +72,9 @@ def compare(comm, source, pieces, routes) -> list[str]:
     numpy = forward(comm, source, pieces, "bfloat16")
     said += kept
     got = forward(comm, source, pieces, device=True)
-    size = max(np.linalg.norm(want), 1e-9)
-    ours, theirs = np.linalg.norm(got - want) / size, np.linalg.norm(numpy - want) / size
+    sums = np.array([np.square(part, dtype=np.float64).sum() for part in (want, got - want, numpy - want)])
+    size, ours, theirs = np.sqrt(comm.allreduce(sums))
+    ours, theirs = ours / size, theirs / size
     problems = [f"relative error {ours:.1e}, NumPy's {theirs:.1e}"] if not ours <= max(NEAR, SLACK * theirs) else []
     return problems + ([f"chose as NumPy did in {np.mean(same):.0%} of {len(same)}"] if same and np.mean(same) < 0.9
                        else [])
