@@ -47,7 +47,7 @@ class Staged:
         self._extent = extent
         self._pieces = -(-extent.largest // self._height)
         self._begun = self._ended = 0
-        for _ in range(min(len(self._lanes), self._pieces)):
+        for _ in range(min(2, self._pieces)):
             self._begin()
 
     def _begin(self) -> None:
@@ -56,7 +56,7 @@ class Staged:
         The first of each lane leave with `start`, the others by readiness: of those of two exchanges the one is first
         here and the other there.
         """
-        lane, piece = self._lanes[self._begun % len(self._lanes)], self._begun
+        lane, piece = self._lanes[self._begun % 2], self._begun
         sent = _part(self._layout, piece, self._height, self._me)
         rows, layout = lane.room(sent, self._rows.shape[1])
         for whole, part in _blocks(self._layout, layout, piece * self._height):
@@ -67,7 +67,7 @@ class Staged:
     def _extent_of(self, piece: int) -> Extent:
         """The same on all ranks; `total` at most, for nobody tells how the rows of a piece are spread."""
         rows = min(self._height, self._extent.largest - piece * self._height)
-        return Extent(rows, min(self._extent.total, (self._size - 1) * rows), late=piece >= len(self._lanes))
+        return Extent(rows, min(self._extent.total, (self._size - 1) * rows), late=piece >= 2)
 
     def _end(self) -> None:
         """The oldest piece has come: it goes where it belongs, and the next one leaves."""
