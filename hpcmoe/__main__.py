@@ -193,12 +193,14 @@ def experts(hidden: int, intermediate: int, experts: int, top_k: int, tokens: li
 @click.option("--hidden", type=click.IntRange(1), default=1024, show_default=True, help="H")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
               help="Of the rows.")
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+              help="In whose memory the rows lie.")
 @click.option("-o", "--output", type=FILE, help="Keep the table, as HDF5.")
-def exchange(rows: list[int], hidden: int, dtype: str, output: Path | None) -> None:
+def exchange(rows: list[int], hidden: int, dtype: str, device: str, output: Path | None) -> None:
     """Time one direction of the exchange between all ranks, as in mpiexec -n 4 hpcmoe bench exchange, by message
     size and mode, with the MPI library's own call on the same rows beside it."""
     from hpcmoe.report.bench_exchange import bench_exchange
-    sys.exit(bench_exchange(rows, hidden, dtype, output))
+    sys.exit(bench_exchange(rows, hidden, dtype, device, output))
 
 
 def main() -> None:

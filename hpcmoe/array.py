@@ -32,8 +32,11 @@ def host(values: Any) -> np.ndarray:
 
 def beside(values: np.ndarray, other: Any) -> Any:
     """The same values where `other` lies: themselves, or a copy on the GPU."""
-    if isinstance(other, np.ndarray):
-        return values
+    return values if isinstance(other, np.ndarray) else on_device(values)
+
+
+def on_device(values: np.ndarray) -> Any:
+    """A copy on the current GPU."""
     import cupy
     return cupy.asarray(values)
 

@@ -3,8 +3,11 @@
 Nothing here runs before a verb needs it, so `--help` and `check` work where MPI does not.
 """
 
+import fcntl
 import os
+import stat
 import sys
+import termios
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +22,9 @@ T = TypeVar("T")
 
 Idle = Callable[[], None]
 """What a rank does between two looks at a request that is not complete."""
+
+HEARD = 2.0
+"""Seconds that a rank waits, before it ends the job, until its last words have left it."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -217,5 +223,19 @@ def report(line: str) -> None:
 def end_all(world: World, code: int) -> NoReturn:
     """Ends every rank of the job with `code`: after a plain exit the others would wait for ever."""
     sys.stdout.flush()
+    be_heard([1, 2])
     world.comm.Abort(code)
     os._exit(code)
+
+
+def be_heard(files: Sequence[int]) -> None:
+    """Waits until the launcher has read what this rank wrote: what it has not when a rank aborts, it forgets."""
+    end = time.monotonic() + HEARD
+    pipes = [fd for fd in files if stat.S_ISFIFO(os.fstat(fd).st_mode)]
+    while time.monotonic() < end and any(unread(fd) for fd in pipes):
+        time.sleep(0.001)
+
+
+def unread(pipe: int) -> int:
+    """Bytes in a pipe that its reader has not taken."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

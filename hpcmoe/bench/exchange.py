@@ -6,6 +6,7 @@ the cores the library's call is waited for as ours is: its own wait keeps the co
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -14,14 +15,16 @@ from mpi4py import MPI
 from hpcmoe import array
 from hpcmoe.errors import DeviceError, JobError
 from hpcmoe.exchange import tune
+from hpcmoe.exchange.buffer import RowTypes
 from hpcmoe.exchange.headers import Headers
 from hpcmoe.exchange.interface import Rows, until
 from hpcmoe.exchange.lane import Way, open_rows
+from hpcmoe.exchange.requests import Request, make_request
 from hpcmoe.exchange.tune import even
 from hpcmoe.files.exchange import Figure
 from hpcmoe.kernels.pack import gather, pack
-from hpcmoe.launch import World, spin, together
-from hpcmoe.types import MODES, Layout
+from hpcmoe.launch import Idle, World, spin, together
+from hpcmoe.types import MODES, Layout, blocks
 
 LARGEST = 2**31 - 1
 """Bytes of one exchange on a rank: more would take long to measure and no more be learned."""
@@ -52,18 +55,24 @@ def measure(world: World, rows: Sequence[int], hidden: int, dtype: np.dtype, rou
 
     Raises `Agreed` where rows arrive that were not sent.
     """
-    headers = Headers(world.comm, world.idle)
+    headers, kinds = Headers(world.comm, world.idle), RowTypes()
     figures = []
     for (pattern, table), count in product(PATTERNS.items(), rows):
         # new ones each time: rungs remember the counts before
-        modes = {mode: open_rows(world.comm, world.idle, Way(mode)) for mode in MODES}
+        modes = {mode: open_rows(world.comm, world.idle, Way(mode, memory=world.memory)) for mode in MODES}
         x = np.zeros((count, hidden), dtype)
         contest = _contest(world, headers, modes, table(world.size, count), x)
+        bare = _bare(world, modes["persistent"], table(world.size, count)[world.rank], x.nbytes // count // 2, kinds)
+        if bare:
+            contest["request"] = partial(_complete, bare, world.idle)
         seconds = tune.medians(world.comm, world.idle, contest, rounds)
-        figures.append(Figure(pattern, count, x.nbytes, **seconds))
+        figures.append(Figure(pattern, count, x.nbytes, **{"request": np.nan, **seconds}))
+        if bare:
+            bare.Free()
         for mode in modes.values():
             mode.free()
     headers.free()
+    kinds.free()
     return figures
 
 
@@ -73,7 +82,6 @@ def _contest(world: World, headers: Headers, modes: dict[str, Rows], table: np.n
     counts, incoming, units = table[world.rank], table[:, world.rank], x.view(np.uint16).shape[1]
     sent, fill = message(world.rank, counts, units), filler(world.rank, counts, units)
     token = np.tile(np.random.default_rng(0).permutation(len(x)).astype(np.int32), np.count_nonzero(counts))
-    trailer = np.empty((len(token), 0), np.int16)
 
     def tell() -> None:
         headers.start(counts, counts)
@@ -82,14 +90,40 @@ def _contest(world: World, headers: Headers, modes: dict[str, Rows], table: np.n
     contest = {}
     for name, mode in modes.items():
         contest[name] = tune.repeat(mode, table, world.rank, units, fill)
-        _check(world, name, gather(mode.arrived, mode.landing.place), table)
+        _check(world, name, gather(array.host(mode.arrived), mode.landing.place), table)
     rows, into = fill_room(modes["alltoallv"], counts, units, fill), modes["alltoallv"].arrived
     contest = {"raw": _raw(world, rows, counts, into, incoming), **contest}
     into[:] = 0
+    array.settle(into)
     contest["raw"]()
     _check(world, "MPI_Ialltoallv", into, table)
     tell()
-    return {**contest, "headers": tell, "pack": lambda: pack(x, token, trailer, sent)}
+    return {**contest, "headers": tell, "pack": _packing(world, x, token, sent)}
+
+
+def _packing(world: World, x: np.ndarray, token: np.ndarray, sent: np.ndarray) -> Callable[[], None]:
+    """Rows `token` of x `[T, H]`, put one after another where `world` computes."""
+    if world.memory == "host":
+        trailer = np.empty((len(token), 0), np.int16)
+        return lambda: pack(x, token, trailer, sent)
+    from hpcmoe.device import rows
+    there, index = array.on_device(x.view(np.uint16)), array.on_device(token)
+    return lambda: array.settle(rows.take(there, index, len(token), there.shape[1]))
+
+
+def _bare(world: World, mode: Rows, counts: np.ndarray, units: int, kinds: RowTypes) -> Request | None:
+    """A persistent request of its own on the buffers of `mode`; None where that took exact counts. Collective."""
+    if mode.mode != "persistent":
+        return None
+    rows, layout = mode.room(counts, units)
+    capacity = layout.extent // world.size
+    full = blocks(np.full(world.size, capacity), world.rank, capacity)
+    return make_request(world.comm, rows, mode.arrived, full, kinds(units))
+
+
+def _complete(request: Request, idle: Idle) -> None:
+    request.Start()
+    until(request.Test, idle)
 
 
 def fill_room(mode: Rows, counts: np.ndarray, units: int, fill: Callable[[np.ndarray, Layout], None]) -> np.ndarray:
@@ -126,7 +160,7 @@ def expected(me: int, table: np.ndarray, units: int) -> list[np.ndarray]:
 def _check(world: World, name: str, arrived: np.ndarray, table: np.ndarray) -> None:
     """Collective."""
     def look() -> None:
-        parts = np.split(arrived, np.cumsum(table[:, world.rank])[:-1])
+        parts = np.split(array.host(arrived), np.cumsum(table[:, world.rank])[:-1])
         for source, (rows, want) in enumerate(zip(parts, expected(world.rank, table, arrived.shape[1]))):
             if not np.array_equal(rows, want):
                 raise DeviceError(f"{name}: rows from rank {source} are not those that it sent; try another MPI")

@@ -1,7 +1,8 @@
 """What `bench exchange` measured: exchange.h5.
 
-Columns of one table, all `[n]`: pattern (strings), rows (of a pair of ranks), size [B], and raw, alltoallv, persistent,
-headers, pack [s]; host `[R]`, strings. Attributes: ranks, hosts (how many), library, hidden, dtype, rounds.
+Columns of one table, all `[n]`: pattern (strings), rows (of a pair of ranks), size [B], and raw, alltoallv, request,
+persistent, headers, pack [s]; host `[R]`, strings. Attributes: ranks, hosts (how many), library, hidden, dtype, rounds,
+memory (where rows lie: host or device).
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ class Figure:
     raw: float
     """`MPI_Ialltoallv` and its wait, nothing else"""
     alltoallv: float
+    request: float
+    """a persistent request of the same padded rows, alone; NaN where exact counts took over from it"""
     persistent: float
     headers: float
     pack: float
@@ -41,6 +44,8 @@ class Table:
     host: Sequence[str]
     """`[R]`: of each rank"""
     library: str
+    memory: str = "host"
+    """where rows lie: one of `array.MEMORY`"""
 
 
 NOTES = {
@@ -48,6 +53,7 @@ NOTES = {
     "size": "bytes of the rows from one rank to another [B]",
     "raw": "median time of MPI_Ialltoallv alone on the same rows [s]",
     "alltoallv": "median time of exchange.mode alltoallv from start to completion [s]",
+    "request": "median time of a persistent request of the same padded rows alone [s]",
     "persistent": "median time of exchange.mode persistent from start to completion [s]",
     "headers": "median time of the headers from start to completion [s]",
     "pack": "median time of packing the rows [s]",
@@ -58,7 +64,7 @@ def write(path: Path, table: Table) -> None:
     """Raises `JobError` where `path` cannot be written."""
     with h5.writing(path, "exchange") as file:
         file.attrs.update(ranks=len(table.host), hosts=len(set(table.host)), library=table.library,
-                          hidden=table.hidden, dtype=table.dtype, rounds=table.rounds)
+                          hidden=table.hidden, dtype=table.dtype, rounds=table.rounds, memory=table.memory)
         h5.put_strings(file, "host", table.host, "host of each rank")
         h5.put_strings(file, "pattern", [f.pattern for f in table.figures], "which ranks send to which")
         for name, note in NOTES.items():
@@ -73,7 +79,7 @@ def read(path: Path) -> Table:
         figures = [Figure(pattern, *values) for pattern, *values in zip(patterns, *columns.values(), strict=True)]
         return Table(figures, h5.attribute(file, "hidden", path, int), h5.attribute(file, "dtype", path, str),
                      h5.attribute(file, "rounds", path, int), h5.strings(file, "host", path),
-                     h5.attribute(file, "library", path, str))
+                     h5.attribute(file, "library", path, str), h5.attribute(file, "memory", path, str))
 
 
 def _column(file, name: str, path: Path) -> list:

@@ -80,7 +80,7 @@ def test_what_cannot_be_measured_is_refused(ranks, rows, words):
 
 
 def test_the_file_gives_the_figures_back(comm, shared_tmp, everywhere):
-    figures = [exchange.Figure("even", 4, 64, *(number * 1e-6 for number in range(1, 6)))]
+    figures = [exchange.Figure("even", 4, 64, *(number * 1e-6 for number in range(1, 7)))]
     table = exchange.Table(figures, 8, "bfloat16", 3, ["a", "a", "b"], "an MPI")
     path = shared_tmp / f"exchange-{comm.rank}.h5"
     exchange.write(path, table)

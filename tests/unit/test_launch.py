@@ -1,0 +1,37 @@
+"""What a rank does before it ends the job."""
+
+import os
+import threading
+import time
+
+from hpcmoe import launch
+
+
+def test_what_no_one_has_read_is_counted():
+    reader, writer = os.pipe()
+    os.write(writer, b"last words")
+    assert launch.unread(writer) == 10
+    os.read(reader, 4)
+    assert launch.unread(writer) == 6
+
+
+def test_a_rank_waits_until_its_words_are_read():
+    reader, writer = os.pipe()
+    os.write(writer, b"last words")
+    taken = []
+    thread = threading.Thread(target=lambda: (time.sleep(0.05), taken.append(os.read(reader, 10))))
+    thread.start()
+    launch.be_heard([writer])
+    assert taken == [b"last words"] and launch.unread(writer) == 0
+    thread.join()
+
+
+def test_a_rank_does_not_wait_for_ever(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "HEARD", 0.01)
+    _, writer = os.pipe()
+    os.write(writer, b"last words")
+    launch.be_heard([writer])
+    assert launch.unread(writer) == 10
+    with (tmp_path / "file").open("w") as file:
+        file.write("kept")
+        launch.be_heard([file.fileno()])
