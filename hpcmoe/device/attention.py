@@ -10,36 +10,70 @@ from hpcmoe.spec import ModelSpec
 
 WIDEST = 256
 """Values of a head at most."""
+BLOCK = 128
+"""Tokens of a block, to cuDNN."""
+CHUNK = 256
+"""Keys of a block of `decode`, as in attention.cu."""
+PARTS = 1 << 24
+"""float32 values that the parts of sums may take, where one token does not need more."""
+ROPE_HEADS = 8
+"""Heads of a block, one for each warp."""
 
 
 class KvCache:
     """Keys and values, `[L, slots, kv_heads, length, head_dim]` uint16 each, and the rotations of all positions."""
 
     def __init__(self, model: ModelSpec, slots: int, length: int) -> None:
-        a = model.attention
-        self.k, self.v = (cupy.empty((model.layers, slots, a.kv_heads, length, a.head_dim), np.uint16) for _ in "kv")
+        a, length = model.attention, whole_blocks(length)
+        # zeros: libraries multiply what lies behind a sequence by 0, which a NaN would survive
+        self.k, self.v = (cupy.zeros((model.layers, slots, a.kv_heads, length, a.head_dim), np.uint16) for _ in "kv")
         angles = rope.tables(np.arange(length), rope.frequencies(a.head_dim, a.rope_theta), array.BFLOAT16)
         self.cos, self.sin = (cupy.asarray(angle.view(np.uint16).reshape(length, -1)) for angle in angles)
+        self.splits = -(-length // CHUNK)
+        self.rows = max(1, min(slots, PARTS // (a.heads * self.splits * (a.head_dim + 2))))
+        self.parts = cupy.empty((self.rows, a.heads, self.splits, a.head_dim + 2), np.float32)
+        self.tickets = cupy.zeros((self.rows, a.heads), np.int32)
+
+
+def whole_blocks(length: int) -> int:
+    """Positions that a cache for sequences of `length` tokens has: cuDNN reads whole blocks."""
+    return -(-length // BLOCK) * BLOCK
 
 
 def extend(model: ModelSpec, qkv: cupy.ndarray, cache: KvCache, layer: int, slot: cupy.ndarray,
-           position: cupy.ndarray) -> cupy.ndarray:
+           position: cupy.ndarray, q: cupy.ndarray) -> None:
     """Turns queries and keys, and puts keys and values of tokens T into the cache.
 
-    qkv `[T, (heads + 2 kv_heads) * head_dim]` uint16; slot and position `[T]` int32 -> queries `[T, heads * head_dim]`.
+    qkv `[T, (heads + 2 kv_heads) * head_dim]` uint16; slot and position `[T]` int32; queries go to q
+    `[T, heads * head_dim]`.
     """
     a = model.attention
-    q = cupy.empty((len(qkv), a.query_width), np.uint16)
     bound = float(np.float32(array.BFLOAT16.type(a.clip))) if a.clip else 0.0
-    launch("attention.rope", len(qkv), qkv, q, cache.k[layer], cache.v[layer], slot, position, cache.cos, cache.sin,
-           a.heads, a.kv_heads, a.head_dim, cache.k.shape[3], bound)
-    return q
+    grid = len(qkv), -(-(a.heads + 2 * a.kv_heads) // ROPE_HEADS)
+    launch("attention.rope", grid, qkv, q, cache.k[layer], cache.v[layer], slot, position, cache.cos,
+           cache.sin, a.heads, a.kv_heads, a.head_dim, cache.k.shape[3], bound, threads=32 * ROPE_HEADS)
 
 
-def attend(model: ModelSpec, q: cupy.ndarray, cache: KvCache, layer: int, slot: cupy.ndarray,
-           position: cupy.ndarray) -> cupy.ndarray:
-    """Each token sees its own sequence up to itself: q `[T, heads * head_dim]` -> the same shape, uint16."""
-    a, out = model.attention, cupy.empty_like(q)
+def attend(model: ModelSpec, q: cupy.ndarray, cache: KvCache, layer: int, slot: cupy.ndarray, position: cupy.ndarray,
+           out: cupy.ndarray) -> None:
+    """Each token sees its own sequence up to itself, with every rounding of the twin: q and out
+    `[T, heads * head_dim]` uint16. Three passes over the keys: for reproducible jobs."""
+    a = model.attention
     launch("attention.attend", (len(q), a.heads), q, cache.k[layer], cache.v[layer], slot, position, out, a.heads,
            a.kv_heads, a.head_dim, cache.k.shape[3], a.window, a.head_dim ** -0.5, threads=128)
-    return out
+
+
+def decode(model: ModelSpec, q: cupy.ndarray, cache: KvCache, layer: int, slot: cupy.ndarray, position: cupy.ndarray,
+           out: cupy.ndarray, row: cupy.ndarray | None = None) -> None:
+    """As `attend`, in float32 up to the end and one pass; of tokens `row` `[n]` int32 only, if given. Heads have a
+    multiple of 8 values."""
+    a = model.attention
+    group = 1 << (-(-a.head_dim // 8) - 1).bit_length()
+    count = len(q if row is None else row)
+    for first in range(0, count, cache.rows):
+        part = slice(first, min(first + cache.rows, count))
+        tokens = (q[part], slot[part], position[part], out[part], None) if row is None else (
+            q, slot, position, out, row[part])
+        launch("attention.decode", (part.stop - first, a.heads, cache.splits), tokens[0], cache.k[layer],
+               cache.v[layer], tokens[1], tokens[2], tokens[4], tokens[3], cache.parts, cache.tickets, a.heads,
+               a.kv_heads, a.head_dim, cache.k.shape[3], a.window, a.head_dim ** -0.5, group, threads=128)

@@ -81,8 +81,9 @@ class Event:
 class Mirror:
     """Values of the host that kernels of one stream need: a pinned array, and its copy on the device."""
 
-    def __init__(self, dtype: Any) -> None:
-        self._host, self._there = pinned(0, dtype), cupy.empty(0, dtype)
+    def __init__(self, dtype: Any, room: int = 0) -> None:
+        """Up to `room` values always lie at the same place."""
+        self._host, self._there = pinned(room, dtype), cupy.empty(room, dtype)
         self._sent: Event | None = None
 
     def send(self, values: np.ndarray) -> cupy.ndarray:

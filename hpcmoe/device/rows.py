@@ -17,9 +17,11 @@ def pack(x: cupy.ndarray, route: Route, at: Map, base: np.ndarray, out: cupy.nda
            out.shape[1], width)
 
 
-def take(rows: cupy.ndarray, index: cupy.ndarray | None, count: int, hidden: int) -> cupy.ndarray:
+def take(rows: cupy.ndarray, index: cupy.ndarray | None, count: int, hidden: int,
+         out: cupy.ndarray | None = None) -> cupy.ndarray:
     """The first `hidden` values of rows `index` `[count]` int32, or the first `count`, of `[extent, units]` uint16."""
-    out = cupy.empty((count, hidden), rows.dtype)
+    if out is None:
+        out = cupy.empty((count, hidden), rows.dtype)
     launch("rows.take", count, rows, index, out, hidden, rows.shape[1], hidden)
     return out
 

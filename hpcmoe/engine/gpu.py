@@ -5,19 +5,17 @@ micro-batch's layer. The host waits for events, never for the device.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import cupy
 import numpy as np
 
 from hpcmoe.config import Generate
-from hpcmoe.device import attention, choice, norm, rows
+from hpcmoe.device import choice, norm, rows
 from hpcmoe.device.attention import KvCache
 from hpcmoe.device.cuda import Event, to_host
-from hpcmoe.device.gate import Map, choose, make_map, order
-from hpcmoe.device.gemm import Gemm
 from hpcmoe.device.limits import check_model
-from hpcmoe.device.swiglu import swiglu, weigh
+from hpcmoe.device.swiglu import swiglu
+from hpcmoe.engine.blocks import Blocks
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.room import Counts, Room, Work
@@ -29,7 +27,7 @@ from hpcmoe.exchange.lane import Lane, Way, open_lane
 from hpcmoe.exchange.route import plan_receive, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels.choice import uniform
-from hpcmoe.model.weights import Shared, Swiglu, Weights
+from hpcmoe.model.weights import Swiglu, Weights
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Outcome, Placement, dense
 
@@ -51,10 +49,10 @@ class GpuSegments:
         self.clock = Clock(model.layers, self._timer.busy, trace)
         self._timer.tell = self.clock.add
         self._travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
-        self._gemm, self._map = Gemm(), make_map(placement) if model.moe else None
+        self._blocks = Blocks(model, weights, cache, placement, self._compute, self._timer)
         self._classes = classes(nodes or (0,) * placement.ranks, rank)
         self._width = trailer_width(placement, model.moe.top_k) if model.moe else 0
-        self.moe_layers: Sequence[int] = model.moe_layers
+        self.moe_layers: Sequence[int] = self._blocks.exchanged
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
@@ -62,14 +60,8 @@ class GpuSegments:
 
     def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
-        batch, room = work.batch, work.room
-        slots = np.repeat([span.slot for span in batch.spans], [span.rows for span in batch.spans])
         with self._compute:
-            room.load[...] = 0
-            work.slot, work.position = room.slot.send(slots), room.position.send(batch.position)
-            with self._stage("attention", work, batch.rows):
-                work.x = rows.take(self.weights.embedding, room.token.send(batch.token), batch.rows, self.model.hidden)
-            self._to_next_gate(work)
+            self._blocks.enter(work)
         return Event(self._compute)
 
     def count(self, work: Work) -> Flight:
@@ -81,7 +73,8 @@ class GpuSegments:
             units = self.model.hidden + self._width
             out, layout = lane.dispatch.room(counts, units)
             work.room.out_base[:] = layout.first
-            rows.pack(work.room.normed[:work.batch.rows], route, self._at, work.room.out_base, out, self._width)
+            assert self._blocks.map is not None
+            rows.pack(work.room.normed[:work.batch.rows], route, self._blocks.map, work.room.out_base, out, self._width)
             packed = Event(self._travel)
         self._leave(work, layout.rows, counts, units)
         self.watch.mark("dispatch", work.layer, work.number, work.leaving)
@@ -100,14 +93,14 @@ class GpuSegments:
             self.watch.by(travelling.mode)
         weights = self.weights.layers[work.layer].shared
         if weights:
-            with self._compute, self._stage("expert", work, work.batch.rows):
-                work.shared = self._shared(weights, work.room.normed[:work.batch.rows])
+            with self._compute, self._blocks.stage("expert", work, work.batch.rows):
+                work.shared = self._blocks.shared(weights, work.room.normed[:work.batch.rows])
         return work.trip
 
     def expert(self, work: Work) -> Event:
         """See `layer.Segments`."""
         slots = self.weights.layers[work.layer].experts
-        with self._stage("expert", work, work.lane.dispatch.landing.rows):
+        with self._blocks.stage("expert", work, work.lane.dispatch.landing.rows):
             if len(slots) > 1:
                 self._sorted_experts(work, slots)
             else:
@@ -132,18 +125,18 @@ class GpuSegments:
         with self._compute:
             work.own.hold(self._compute)
             work.room.home_base[:] = home.landing.first
-            with self._stage("combine", work, work.batch.rows):
+            with self._blocks.stage("combine", work, work.batch.rows):
                 rows.combine(work.x, home.arrived, work.shared, work.room.route, work.room.home_base,
                              self.model.moe.round_weights)
             work.shared = None
             work.layer += 1
-            self._to_next_gate(work)
+            self._blocks.go_on(work)
         return Event(self._compute)
 
     def head(self, work: Work) -> Event:
         """See `layer.Segments`."""
         step = max(1, LOGITS // self.model.vocabulary)
-        with self._compute, self._stage("head", work, len(work.batch.wanted)):
+        with self._compute, self._blocks.stage("head", work, len(work.batch.wanted)):
             parts = [self._next_tokens(work, slice(first, first + step))
                      for first in range(0, max(len(work.batch.wanted), 1), step)]
             work.results = tuple(to_host(cupy.concatenate(part)) for part in zip(*parts))
@@ -165,59 +158,11 @@ class GpuSegments:
         for lane in self.lanes:
             lane.free()
 
-    @property
-    def _at(self) -> Map:
-        assert self._map is not None
-        return self._map
-
-    def _stage(self, name: str, work: Work, count: int) -> AbstractContextManager[None]:
-        return self._timer.stage(name, work.layer, work.number, count)
-
     def _depart(self, travelling: Rows, kind: str, work: Work) -> Trip:
         return self.clock.depart(travelling, kind, work.layer, work.number, work.leaving, work.sent)
 
     def _leave(self, work: Work, count: int, counts: np.ndarray, units: int) -> None:
         work.leaving, work.sent = count, self._classes @ counts * (2 * units)
-
-    def _to_next_gate(self, work: Work) -> None:
-        """Whole dense layers, then the first half of the next layer with experts, if there is one."""
-        eps = self.model.norm_eps
-        while work.layer < self.model.layers:
-            weights = self.weights.layers[work.layer]
-            normed = work.room.normed[:work.batch.rows]
-            with self._stage("attention", work, work.batch.rows):
-                mixed = self._attention(work, norm.rms_norm(work.x, weights.attention.norm, eps))
-                norm.add_norm(work.x, mixed, weights.norm, eps, normed)
-                if weights.dense:
-                    norm.add(work.x, swiglu(self._gemm, normed, weights.dense.gate_up, weights.dense.down))
-            if not weights.dense:
-                return self._gate(work, normed)
-            work.layer += 1
-
-    def _attention(self, work: Work, normed: cupy.ndarray) -> cupy.ndarray:
-        """What the attention of the layer adds to its tokens, `[T, H]`."""
-        a, weights = self.model.attention, self.weights.layers[work.layer].attention
-        qkv = self._gemm(normed, weights.qkv, bias=weights.bias)
-        for first, width, weight in ((0, a.query_width, weights.q_norm), (a.query_width, a.kv_width, weights.k_norm)):
-            if weight is not None:
-                norm.head_norm(qkv, first, width, weight, self.model.norm_eps)
-        q = attention.extend(self.model, qkv, self.cache, work.layer, work.slot, work.position)
-        mixed = attention.attend(self.model, q, self.cache, work.layer, work.slot, work.position)
-        return self._gemm(mixed, weights.o)
-
-    def _gate(self, work: Work, normed: cupy.ndarray) -> None:
-        moe, weights, route = self.model.moe, self.weights.layers[work.layer].gate, work.room.route
-        assert moe is not None and weights is not None
-        with self._stage("gate", work, work.batch.rows):
-            logits = self._gemm(normed, weights.weight, dtype=np.float32)
-            choose(moe, logits, weights.bias, route, work.room.load[work.layer])
-            order(route, self._at, work.batch.rows, self.placement.ranks)
-
-    def _shared(self, weights: Shared, normed: cupy.ndarray) -> cupy.ndarray:
-        y = swiglu(self._gemm, normed, weights.swiglu.gate_up, weights.swiglu.down)
-        if weights.gate is not None:
-            weigh(y, self._gemm(normed, weights.gate))
-        return y
 
     def _one_expert(self, work: Work, slots: Sequence[Swiglu]) -> None:
         """Rows are computed in the order in which they came; no slot, no rows."""
@@ -234,9 +179,9 @@ class GpuSegments:
                 x = rows.take(arrived, index, landing.rows, H)
             expert, = slots
             if layout.place is None:
-                swiglu(self._gemm, x, expert.gate_up, expert.down, out[:layout.rows])
+                swiglu(self._blocks.gemm, x, expert.gate_up, expert.down, out[:layout.rows])
             else:
-                answers = swiglu(self._gemm, x, expert.gate_up, expert.down)
+                answers = swiglu(self._blocks.gemm, x, expert.gate_up, expert.down)
                 rows.put(answers, work.room.target_row.send(layout.place), out)
 
     def _sorted_experts(self, work: Work, slots: Sequence[Swiglu]) -> None:
@@ -257,13 +202,13 @@ class GpuSegments:
                 part = slice(first, first + count)
                 first = part.stop
                 if count:
-                    rows.put(swiglu(self._gemm, x[part], expert.gate_up, expert.down), index[part], out)
+                    rows.put(swiglu(self._blocks.gemm, x[part], expert.gate_up, expert.down), index[part], out)
 
     def _next_tokens(self, work: Work, part: slice) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
         batch, rules, room = work.batch, self.rules, work.room
         wanted = batch.wanted[part]
-        logits = self._gemm(norm.rms_norm(work.x, self.weights.norm, self.model.norm_eps, room.wanted.send(wanted)),
-                            self.weights.head)
+        normed = norm.rms_norm(work.x, self.weights.norm, self.model.norm_eps, room.wanted.send(wanted))
+        logits = self._blocks.gemm(normed, self.weights.head)
         u = np.zeros(len(wanted))
         if rules.temperature:
             u[:] = [uniform(rules.seed, int(p), int(at) + 1)

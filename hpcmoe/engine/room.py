@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import cupy
 import numpy as np
 
+from hpcmoe.device.attending import Sight
 from hpcmoe.device.cuda import Event, Mirror, pinned
 from hpcmoe.device.gate import Route, make_route
 from hpcmoe.engine.trip import Trip
@@ -19,11 +20,13 @@ class Room:
 
     def __init__(self, model: ModelSpec, tokens: int, ranks: int) -> None:
         K = model.moe.top_k if model.moe else 1
-        self.normed = cupy.empty((tokens, model.hidden), np.uint16)
+        self.x, self.normed = (cupy.empty((tokens, model.hidden), np.uint16) for _ in range(2))
         self.route: Route = make_route(tokens, K, ranks)
         self.load = cupy.zeros((model.layers, max(model.experts, 1)), np.uint64)
-        self.out_base, self.home_base = pinned(ranks, np.int32), pinned(ranks, np.int32)
-        self.token, self.slot, self.position, self.wanted, self.target = (Mirror(np.int32) for _ in range(5))
+        self.out_base, self.home_base, self.zero = (pinned(ranks, np.int32) for _ in range(3))
+        # those that graphs read never move
+        self.token, self.slot, self.position = (Mirror(np.int32, tokens) for _ in range(3))
+        self.wanted, self.target, self.row, self.lengths = (Mirror(np.int32) for _ in range(4))
         self.source, self.target_row = Mirror(np.int32), Mirror(np.int32)
         self.u = Mirror(np.float64)
 
@@ -42,6 +45,7 @@ class Work:
     """`[T, H]` uint16: the residual stream"""
     slot: cupy.ndarray = field(init=False)
     position: cupy.ndarray = field(init=False)
+    sight: Sight = field(init=False)
     shared: cupy.ndarray | None = None
     """`[T, H]` uint16: the shared expert's answer"""
     homecoming: Layout = field(init=False)

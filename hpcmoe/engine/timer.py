@@ -30,6 +30,8 @@ class Timer:
     def __init__(self, stream: cupy.cuda.Stream) -> None:
         self._stream, self._pending, self._worked = stream, deque[Stage](), 0.0
         self.tell: Tell = lambda *stage: None
+        self.inside = False
+        """whether a stage is under way"""
         self._zero = cupy.cuda.Event()
         self._zero.record(stream)
         self._zero.synchronize()
@@ -40,7 +42,11 @@ class Timer:
         """What the block gives to the stream counts for stage `name`."""
         begin, end = cupy.cuda.Event(), cupy.cuda.Event()
         begin.record(self._stream)
-        yield
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
         end.record(self._stream)
         self._pending.append(Stage(name, begin, end, layer, micro_batch, rows))
 

@@ -4,6 +4,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from models import batch
 
 from hpcmoe.exchange.route import plan_send, trailer_width
 from hpcmoe.kernels import attention as cpu_attention
@@ -76,44 +77,99 @@ def test_norms_of_heads(seed):
     close(here(got), want)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_attention_through_the_cache(seed):
-    from hpcmoe.device import attention
+def sequences(rng, model, slots, length):
+    """Some spans of tokens (slot, cached, rows) whose sequences fit a cache."""
+    return [(int(slot), int(rng.integers(0, length // 2)), int(rng.integers(1, length // 2)))
+            for slot in rng.permutation(slots)[:3]]
+
+
+def attention_case(seed, d, length):
+    """A model of one attention, and random spans, projections and cache."""
+    from hpcmoe.device.attention import whole_blocks
     rng = np.random.default_rng(seed)
-    kv, group, d = int(rng.integers(1, 4)), int(rng.integers(1, 4)), 2 * int(rng.integers(1, 129))
-    clip, window, length, slots = 1.25 * (seed % 3 == 0), 5 * (seed % 4 == 1), 90, 5
+    kv, group = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    clip, window, slots = 1.25 * (seed % 3 == 0), 5 * (seed % 4 == 1) + 300 * (seed % 4 == 2), 5
     model = ModelSpec("one", 2, 32, 97, length, Attention(kv * group, kv, d, window=window, clip=clip), None,
                       Moe(2, 1, 8))
-    cache = attention.KvCache(model, slots, length)
-    pieces = [(slot, int(rng.integers(0, 40)), int(rng.integers(1, 40))) for slot in rng.permutation(slots)[:3]]
-    past = some(rng, 2, 2, slots, kv, length, d)  # k and v
-    cache.k[...], cache.v[...] = there(past[0]), there(past[1])
-    slot = np.repeat([p[0] for p in pieces], [p[2] for p in pieces]).astype(np.int32)
-    position = np.concatenate([np.arange(first, first + n) for _, first, n in pieces]).astype(np.int32)
-    T, a = len(slot), model.attention
-    qkv = some(rng, T, (a.heads + 2 * kv) * d)
-    q = attention.extend(model, there(qkv), cache, 1, there(slot), there(position))
-    got = here(attention.attend(model, q, cache, 1, there(slot), there(position)))
+    spans = sequences(rng, model, slots, length)
+    past = some(rng, 2, 2, slots, kv, whole_blocks(length), d)  # k and v
+    qkv = some(rng, sum(n for *_, n in spans), (kv * group + 2 * kv) * d)
+    return model, spans, past, qkv, slots
 
-    parts = qkv
-    if clip:
-        bound = np.array(clip, BF16)
-        parts = np.minimum(np.maximum(parts, -bound), bound)
-    angles = cpu_rope.tables(position, cpu_rope.frequencies(d, a.rope_theta), BF16)
-    turned_q = cpu_rope.rotate(parts[:, :a.heads * d].reshape(T, -1, d), *angles)
-    turned_k = cpu_rope.rotate(parts[:, a.heads * d:(a.heads + kv) * d].reshape(T, -1, d), *angles)
-    v = parts[:, (a.heads + kv) * d:].reshape(T, -1, d)
-    assert np.array_equal(here(q).reshape(turned_q.shape), turned_q)
-    first = 0
-    for s, cached, n in pieces:
+
+def by_numpy(model, spans, past, qkv):
+    """Turned queries `[T, heads, d]`, and what they see, in bfloat16 and in float32; `past` gets their keys."""
+    a, position = model.attention, np.concatenate([np.arange(first, first + n) for _, first, n in spans])
+    if a.clip:
+        bound = np.array(a.clip, BF16)
+        qkv = np.minimum(np.maximum(qkv, -bound), bound)
+    angles = cpu_rope.tables(position, cpu_rope.frequencies(a.head_dim, a.rope_theta), BF16)
+    q, k, v = (part.reshape(len(qkv), -1, a.head_dim)
+               for part in np.split(qkv, [a.query_width, a.query_width + a.kv_width], axis=1))
+    q, k = cpu_rope.rotate(q, *angles), cpu_rope.rotate(k, *angles)
+    first, seen, wide = 0, [], []
+    for s, cached, n in spans:
         rows, end = slice(first, first + n), cached + n
-        past[0, 1, s, :, cached:end], past[1, 1, s, :, cached:end] = (part[rows].swapaxes(0, 1)
-                                                                      for part in (turned_k, v))
-        want = cpu_attention.attend(turned_q[rows].astype(np.float32), past[0, 1, s, :, :end].astype(np.float32),
-                                    past[1, 1, s, :, :end].astype(np.float32), window)
-        assert np.abs(got[rows].astype(np.float32) - want).max() < 0.02
+        past[0, 1, s, :, cached:end], past[1, 1, s, :, cached:end] = (part[rows].swapaxes(0, 1) for part in (k, v))
+        keys, values = past[0, 1, s, :, :end], past[1, 1, s, :, :end]
+        seen.append(cpu_attention.attend(q[rows], keys, values, a.window))
+        wide.append(cpu_attention.attend(*(x.astype(np.float32) for x in (q[rows], keys, values)), a.window))
         first += n
+    return q, np.concatenate(seen), np.concatenate(wide)
+
+
+@pytest.mark.parametrize(("seed", "d", "length"), [
+    *((seed, 2 * (1 + 13 * seed % 128), 90) for seed in range(6)),
+    *((seed, (8, 64, 128, 80, 256, 128)[seed - 6], 700) for seed in range(6, 12))])
+def test_attention_through_the_cache(seed, d, length):
+    import cupy
+
+    from hpcmoe.device import attention
+    from hpcmoe.device.attending import SHORT, Attending
+    from hpcmoe.device.cuda import Mirror
+    model, spans, past, qkv, slots = attention_case(seed, d, length)
+    cache, width = attention.KvCache(model, slots, length), model.attention.query_width
+    cache.k[...], cache.v[...] = there(past[0]), there(past[1])
+    slot = there(np.repeat([s for s, *_ in spans], [n for *_, n in spans]).astype(np.int32))
+    position = there(np.concatenate([np.arange(first, first + n) for _, first, n in spans]).astype(np.int32))
+    T = len(qkv)
+    q, exact = there(some(np.random.default_rng(0), T + attention.BLOCK, width)), there(np.zeros((T, width), BF16))
+    attention.extend(model, there(qkv), cache, 1, slot, position, q)
+    attention.attend(model, q[:T], cache, 1, slot, position, exact)
+    turned, want, wide = by_numpy(model, spans, past, qkv)
+    assert np.array_equal(here(q)[:T].reshape(turned.shape), turned)
     assert np.array_equal(here(cache.k), past[0]) and np.array_equal(here(cache.v), past[1])
+    assert np.abs(here(exact).astype(np.float32) - want.astype(np.float32)).max() < 0.02
+    assert np.mean(here(exact) == want) > 0.99
+
+    if d % 8 == 0:
+        one_by_one, together = there(np.zeros((T, width), BF16)), there(np.zeros((T + attention.BLOCK, width), BF16))
+        attention.decode(model, q[:T], cache, 1, slot, position, one_by_one)
+        assert np.abs(here(one_by_one).astype(np.float32) - wide).max() < 0.01
+        attending = Attending(model, cache, cupy.cuda.Stream.null)
+        sight = attending.look(batch(*((s, cached, range(n)) for s, cached, n in spans)), Mirror(np.int32),
+                               Mirror(np.int32))
+        attending(q, 1, slot, position, sight, together)
+        assert attending.by_cudnn or d == 256
+        assert not attending.by_cudnn or len(sight.spans) == sum(n > SHORT for *_, n in spans)
+        assert np.abs(here(together)[:T].astype(np.float32) - wide).max() < 0.02
+
+
+def test_work_that_comes_again_is_a_graph():
+    import cupy
+
+    from hpcmoe.device.graph import Graphs
+    stream, x, calls = cupy.cuda.Stream(non_blocking=True), cupy.zeros(4, np.float32), []
+
+    def work():
+        calls.append(1)
+        x[...] += cupy.ones(4, np.float32) * 2  # with temporary arrays
+    graphs = Graphs(stream)
+    with stream:
+        for _ in range(5):
+            graphs.run("x", work)
+    stream.synchronize()
+    assert len(calls) == 2 and (x.get() == 10).all()
 
 
 GATES = [Moe(8, 2, 8), Moe(256, 8, 8, score="sigmoid", selection_bias=True, groups=8, groups_kept=4, scale=2.5),

@@ -26,9 +26,10 @@ SLACK = 1.25
 def routes(monkeypatch):
     """The choices of NumPy's engine in float32, then those that others are to follow, and which of a GPU's were equal.
     """
-    from hpcmoe.engine import gpu
+    from hpcmoe.device.graph import Graphs
+    from hpcmoe.engine import blocks
     kept, said, same = [], [], []
-    choose, gate = gpu.choose, segments.gate
+    choose, gate = blocks.choose, segments.gate
 
     def follow_numpy(*arguments):
         if said:
@@ -40,10 +41,11 @@ def routes(monkeypatch):
         choose(moe, logits, bias, route, load)
         want, T = said.pop(0), len(logits)
         same.extend((np.sort(route.expert[:T].get()) == np.sort(want.expert)).all(axis=1))
-        route.expert[:T], route.weight[:T] = gpu.cupy.asarray(want.expert), gpu.cupy.asarray(want.weight)
+        route.expert[:T], route.weight[:T] = blocks.cupy.asarray(want.expert), blocks.cupy.asarray(want.weight)
 
     monkeypatch.setattr(segments, "gate", follow_numpy)
-    monkeypatch.setattr(gpu, "choose", follow)
+    monkeypatch.setattr(blocks, "choose", follow)
+    monkeypatch.setattr(Graphs, "run", lambda self, key, work: work())  # `follow` waits
     return kept, said, same
 
 
@@ -112,9 +114,25 @@ def test_courses_give_equal_bits(comm, everywhere, name):
     bits = []
     for course in COURSES:
         with Rig(comm, source, course=course, micro_batches=2, device=True) as rig:
-            outcomes = rig.step(first) + rig.step(then) + rig.step(then)
+            outcomes = [outcome for step in (first, then, then, then) for outcome in rig.step(step)]
         bits.append(b"".join(outcome.logits.tobytes() for outcome in outcomes))
     everywhere([f"{course} gives other bits" for course, some in zip(COURSES, bits) if some != bits[0]])
+
+
+@pytest.mark.parametrize("name", ["tiny", "sigmoid groups", "one expert"])
+def test_graphs_give_equal_bits(comm, everywhere, monkeypatch, name):
+    """The first time launch by launch, the second time captured, then as graphs: sequences that grow by one token."""
+    from hpcmoe.device.graph import Graphs
+    comm, spec = MPI.COMM_SELF if name == "one expert" else comm, even(VARIANTS[name])  # the only expert's rows stay
+    prompts = [np.random.default_rng(slot).integers(0, 97, 3 + 9 * slot) for slot in range(3)]
+    steps = [[(slot, 0, p) for slot, p in enumerate(prompts)]]
+    steps += [[(slot, len(p) + more, [more]) for slot, p in enumerate(prompts)] for more in range(5)]
+    by_graph, launched, run = forward(comm, Drawn(spec, seed=3), steps, device=True), [], Graphs.run
+    monkeypatch.setattr(Graphs, "run", lambda self, key, work: launched.append(key) or work())
+    singly = forward(comm, Drawn(spec, seed=3), steps, device=True)
+    monkeypatch.setattr(Graphs, "run", run)
+    everywhere([f"{np.mean(by_graph != singly):.0%} of the logits differ"] * (not np.array_equal(by_graph, singly))
+               + ["no graphs"] * (not launched))
 
 
 def test_reproducible_bits_at_any_number_of_ranks(comm, everywhere):

@@ -1,0 +1,124 @@
+"""What a GPU computes between two exchanges: embedding, attention, dense blocks, gates. A graph, if it recurs."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import cupy
+import numpy as np
+
+from hpcmoe.device import attention, norm, rows
+from hpcmoe.device.attending import Attending
+from hpcmoe.device.attention import BLOCK, KvCache
+from hpcmoe.device.gate import Map, choose, make_map, order
+from hpcmoe.device.gemm import Gemm
+from hpcmoe.device.graph import Graphs
+from hpcmoe.device.swiglu import swiglu, weigh
+from hpcmoe.engine.room import Work
+from hpcmoe.engine.timer import Timer
+from hpcmoe.model.weights import Shared, Weights
+from hpcmoe.spec import ModelSpec
+from hpcmoe.types import Placement
+
+RECURRING = 256
+"""Tokens of a micro-batch up to which its work is captured, where each is a sequence's next one: as many come again."""
+
+
+class Blocks:
+    """A rank's layers but for their exchanges, on one stream, which is current in all calls."""
+
+    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement,
+                 stream: cupy.cuda.Stream, timer: Timer) -> None:
+        self.model, self.weights, self._cache, self._ranks, self._timer = model, weights, cache, placement.ranks, timer
+        self.gemm, self._attending, self._graphs = Gemm(), Attending(model, cache, stream), Graphs(stream)
+        self.map: Map | None = make_map(placement) if model.moe else None
+        self.at_home = placement.ranks == 1 and model.experts == 1
+        """whether rows never leave: the rank has the only expert, so nobody needs to be told of counts"""
+
+    @property
+    def exchanged(self) -> list[int]:
+        """The layers whose rows travel."""
+        return [] if self.at_home else list(self.model.moe_layers)
+
+    def enter(self, work: Work) -> None:
+        """Embedding, and all up to the first gate."""
+        batch, room = work.batch, work.room
+        slots = np.repeat([span.slot for span in batch.spans], [span.rows for span in batch.spans])
+        token, work.slot, work.position = (mirror.send(values) for mirror, values in (
+            (room.token, batch.token), (room.slot, slots), (room.position, batch.position)))
+        work.x, work.sight = room.x[:batch.rows], self._attending.look(batch, room.row, room.lengths)
+        room.load[...] = 0
+
+        def embed_and_on() -> None:
+            with self.stage("attention", work, batch.rows):
+                rows.take(self.weights.embedding, token, batch.rows, self.model.hidden, work.x)
+            self._on(work)
+        self._run("enter", work, embed_and_on)
+
+    def go_on(self, work: Work) -> None:
+        """All up to the next gate, or to the last layer's end, from the beginning of a layer."""
+        self._run("on", work, lambda: self._on(work))
+
+    def _run(self, name: str, work: Work, part) -> None:
+        """The part, which leads to the next gate; as a graph where it is likely to come again."""
+        begin, T = work.layer, work.batch.rows
+        if 0 < T <= RECURRING and all(span.rows == 1 for span in work.batch.spans):
+            with self.stage("attention", work, T):
+                self._graphs.run((name, work.number, T, begin), part)
+        else:
+            part()
+        work.layer = next((layer for layer in self.exchanged if layer >= begin), self.model.layers)
+
+    def stage(self, name: str, work: Work, count: int) -> AbstractContextManager[None]:
+        """The time of what the block gives to the stream counts for stage `name`; within a graph, for the graph's."""
+        return nullcontext() if self._timer.inside else self._timer.stage(name, work.layer, work.number, count)
+
+    def _on(self, work: Work) -> None:
+        eps, T = self.model.norm_eps, work.batch.rows
+        for layer in range(work.layer, self.model.layers):
+            work.layer, weights, normed = layer, self.weights.layers[layer], work.room.normed[:T]
+            with self.stage("attention", work, T):
+                mixed = self._attention(work, norm.rms_norm(work.x, weights.attention.norm, eps))
+                norm.add_norm(work.x, mixed, weights.norm, eps, normed)
+                if weights.dense:
+                    norm.add(work.x, swiglu(self.gemm, normed, weights.dense.gate_up, weights.dense.down))
+                    continue
+            self._gate(work, normed)
+            if not self.at_home:
+                return
+            with self.stage("expert", work, T):
+                expert, = weights.experts
+                answers = swiglu(self.gemm, normed, expert.gate_up, expert.down)
+                shared = self.shared(weights.shared, normed) if weights.shared else None
+            with self.stage("combine", work, T):
+                rows.combine(work.x, answers, shared, work.room.route, work.room.zero, self._moe.round_weights)
+
+    @property
+    def _moe(self):
+        assert self.model.moe is not None
+        return self.model.moe
+
+    def _attention(self, work: Work, normed: cupy.ndarray) -> cupy.ndarray:
+        """What the attention of the layer adds to its tokens, `[T, H]`."""
+        a, weights, T = self.model.attention, self.weights.layers[work.layer].attention, work.batch.rows
+        qkv = self.gemm(normed, weights.qkv, bias=weights.bias)
+        for first, width, weight in ((0, a.query_width, weights.q_norm), (a.query_width, a.kv_width, weights.k_norm)):
+            if weight is not None:
+                norm.head_norm(qkv, first, width, weight, self.model.norm_eps)
+        q, mixed = (cupy.empty((T + BLOCK if work.sight.spans else T, a.query_width), np.uint16) for _ in range(2))
+        attention.extend(self.model, qkv, self._cache, work.layer, work.slot, work.position, q)
+        self._attending(q, work.layer, work.slot, work.position, work.sight, mixed)
+        return self.gemm(mixed[:T], weights.o)
+
+    def _gate(self, work: Work, normed: cupy.ndarray) -> None:
+        weights, route = self.weights.layers[work.layer].gate, work.room.route
+        assert weights is not None and self.map is not None
+        with self.stage("gate", work, work.batch.rows):
+            logits = self.gemm(normed, weights.weight, dtype=np.float32)
+            choose(self._moe, logits, weights.bias, route, work.room.load[work.layer])
+            order(route, self.map, work.batch.rows, self._ranks)
+
+    def shared(self, weights: Shared, normed: cupy.ndarray) -> cupy.ndarray:
+        """The shared expert's answer to tokens `[T, H]`."""
+        y = swiglu(self.gemm, normed, weights.swiglu.gate_up, weights.swiglu.down)
+        if weights.gate is not None:
+            weigh(y, self.gemm(normed, weights.gate))
+        return y
