@@ -13,6 +13,7 @@ from hpcmoe.config import Generate
 from hpcmoe.device import choice, norm, rows
 from hpcmoe.device.attention import KvCache
 from hpcmoe.device.cuda import Event, to_host
+from hpcmoe.device.grouped import Grouped
 from hpcmoe.device.limits import check_model
 from hpcmoe.device.swiglu import swiglu
 from hpcmoe.engine.blocks import Blocks
@@ -50,6 +51,8 @@ class GpuSegments:
         self._timer.tell = self.clock.add
         self._travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
         self._blocks = Blocks(model, weights, cache, placement, self._compute, self._timer)
+        self._grouped, self._packing = Grouped(self._blocks.gemm, self._compute), Timer(self._travel)
+        self._packing.tell = self.clock.add
         self._classes = classes(nodes or (0,) * placement.ranks, rank)
         self._width = trailer_width(placement, model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = self._blocks.exchanged
@@ -74,7 +77,9 @@ class GpuSegments:
             out, layout = lane.dispatch.room(counts, units)
             work.room.out_base[:] = layout.first
             assert self._blocks.map is not None
-            rows.pack(work.room.normed[:work.batch.rows], route, self._blocks.map, work.room.out_base, out, self._width)
+            with self._packing.stage("pack", work.layer, work.number, layout.rows):
+                rows.pack(work.room.normed[:work.batch.rows], route, self._blocks.map, work.room.out_base, out,
+                          self._width)
             packed = Event(self._travel)
         self._leave(work, layout.rows, counts, units)
         self.watch.mark("dispatch", work.layer, work.number, work.leaving)
@@ -146,6 +151,7 @@ class GpuSegments:
     def outcome(self, work: Work) -> Outcome:
         """See `layer.Segments`."""
         self._timer.busy()
+        self._packing.busy()
         token, logprob, logits, load = work.results
         wide = (logits.astype(np.uint32) << 16).view(np.float32) if self.keep_logits else None
         return Outcome(token.copy(), logprob.copy(), load[:, :self.model.experts].astype(np.int64), wide)
@@ -197,12 +203,7 @@ class GpuSegments:
         with self._compute:
             work.own.hold(self._compute)
             x = rows.take(arrived, work.room.source.send(lie[plan.row]), len(plan.row), H)
-            index, first = work.room.target_row.send(to), 0
-            for expert, count in zip(slots, plan.slot_counts.tolist()):
-                part = slice(first, first + count)
-                first = part.stop
-                if count:
-                    rows.put(swiglu(self._blocks.gemm, x[part], expert.gate_up, expert.down), index[part], out)
+            rows.put(self._grouped(x, plan.slot_counts.tolist(), slots), work.room.target_row.send(to), out)
 
     def _next_tokens(self, work: Work, part: slice) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
         batch, rules, room = work.batch, self.rules, work.room

@@ -155,6 +155,29 @@ def test_attention_through_the_cache(seed, d, length):
         assert np.abs(here(together)[:T].astype(np.float32) - wide).max() < 0.02
 
 
+@pytest.mark.parametrize("counts", [[3], [0, 0], [1, 0, 5, 2], [200, 300, 1], [16] * 16])
+def test_experts_of_one_rank(counts):
+    import cupy
+
+    from hpcmoe.device.gemm import Gemm
+    from hpcmoe.device.grouped import Grouped
+    from hpcmoe.model.weights import Swiglu
+    rng, H, width = np.random.default_rng(0), 64, 24
+    experts = [Swiglu(some(rng, 2 * width, H), some(rng, H, width)) for _ in counts]
+    x, stream = some(rng, sum(counts), H), cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        grouped = Grouped(Gemm(), stream)
+        got = grouped(there(x), counts, [Swiglu(there(e.gate_up), there(e.down)) for e in experts])
+        stream.synchronize()
+    first, want = 0, np.zeros(x.shape, BF16)
+    for count, e in zip(counts, experts):
+        part = slice(first, first + count)
+        first += count
+        want[part] = cpu_swiglu.swiglu(x[part], e.gate_up.astype(np.float32), e.down.astype(np.float32))
+    wide = want.astype(np.float32)
+    assert np.abs(here(got).astype(np.float32) - wide).max() <= 0.02 * max(1, np.abs(wide).max(initial=0))
+
+
 def test_work_that_comes_again_is_a_graph():
     import cupy
 
