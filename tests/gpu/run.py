@@ -1,41 +1,17 @@
 """`make test-gpu`: the tests of this folder, alone and on ranks that share a GPU under the MPS daemon."""
 
-import contextlib
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+from onegpu import missing, shared_gpu  # noqa: E402
+
 RANKS = (1, 2, 4, 16)
 LIMIT = 600
 """Seconds that one run may take."""
-
-
-def missing() -> str:
-    """Why nothing can be tested here; "" where it can."""
-    try:
-        from cupy.cuda import runtime
-        runtime.getDeviceCount()
-    except ImportError:
-        return "no CuPy, for there is no GPU, or pip install -e '.[cuda13]' is missing"
-    except runtime.CUDARuntimeError as error:
-        return f"no GPU: {error}"
-    return ""
-
-
-@contextlib.contextmanager
-def shared_gpu() -> Iterator[None]:
-    """The MPS daemon: without it ranks that share a GPU take turns by time."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
-        try:
-            yield
-        finally:
-            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False)
 
 
 def run(ranks: int, *words: str) -> bool:
