@@ -28,11 +28,14 @@ def shared_gpu() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         names = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
         os.environ |= dict.fromkeys(names, folder)
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
         try:
-            yield
+            subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False,
+                                   timeout=PATIENCE)
         finally:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False, timeout=PATIENCE)
             for name in names:
                 del os.environ[name]

@@ -1,6 +1,7 @@
 """PyTorch's side of the rows, in a Python of its own: a row's name on stdin, seconds of one layer on stdout.
 
-"experts ROWS", "routing T" or "combine T". Weights are rotated as ours are; the first run of a row makes it.
+"experts ROWS", "routing T" or "combine T"; before the first one it says its version. Weights are rotated as ours are;
+the first run of a row makes it.
 """
 
 import sys
@@ -76,6 +77,8 @@ def main():
     """Answers until stdin ends. One row's memory is held at a time."""
     row, made = "", None
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    print(torch.__version__, flush=True)
     with torch.no_grad():
         for line in sys.stdin:
             if line != row:

@@ -6,6 +6,7 @@ no other. Their figures replace the row's earlier ones in docs/bench-gpu.toml; t
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ class Row:
 
 
 ROWS = {"routing": Row(90, peer=True), "experts": Row(90, peer=True), "exchange": Row(90, ranks=True),
-        "overlap": Row(120, ranks=True), "model": Row(300)}
+        "overlap": Row(90, ranks=True), "model": Row(240)}
 
 
 def measure(name: str, torch: str) -> tuple[list[Figure], str]:
@@ -99,6 +100,8 @@ def main() -> int:
     given = arguments.parse_args()
     if unknown := [name for name in given.rows if name not in ROWS]:
         arguments.error(f"there is no row {unknown[0]}: {', '.join(ROWS)}")
+    if given.torch and not shutil.which(given.torch):
+        arguments.error(f"--torch {given.torch}: there is no such program")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the row that is on, and the MPS daemon, too
     why = missing()
     if why:
@@ -115,13 +118,13 @@ def main() -> int:
         figures, why = measure(name, given.torch)
         results = results.replaced(list(ROWS), name, figures, why)
         write(FILE, results)
-        print("\n".join(map(table.line, figures)), f"\n{name}: {why or 'measured'}, {time.monotonic() - begin:.0f} s",
+        print(*map(table.line, figures), f"{name}: {why or 'measured'}, {time.monotonic() - begin:.0f} s", sep="\n",
               flush=True)
         wrong |= {name: why} if why else {}
     table.rewrite()
     missed = [f for f in results.figures if f.row in names and not f.met]
     print(f"\nbench-gpu: {len(missed)} of {sum(f.row in names for f in results.figures)} missed their targets"
-          + "".join(f"; {name}: {why}" for name, why in wrong.items()))
+          + "".join(f"; {name} was not measured, {why}" for name, why in wrong.items()))
     return 1 if wrong else 0
 
 

@@ -77,6 +77,8 @@ class Peer:
         command = [python, str(Path(__file__).with_name("peers.py"))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          text=True) if python else None
+        if self._process and self._process.stdout and not self._process.stdout.readline():
+            self._process = None  # it has said why; ours go on without it
 
     def beside(self, row: str) -> dict[str, Timed]:
         """PyTorch's side of `row` (see peers.py), for `medians`."""
