@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hpcmoe import array, spec, tables
 from hpcmoe.convert.upcycle import Copies
 from hpcmoe.errors import InputError
-from hpcmoe.files import model
-from hpcmoe.files.model import ModelFile
+from hpcmoe.files import h5, model
+from hpcmoe.files.model import ModelFile, stored_blocks
 
 
 class TestModel:
@@ -143,11 +143,80 @@ class TestModel:
         """As where a disk fails: HDF5 raises an OSError in the middle."""
         found = ModelFile(model_file(tmp_path))
 
-        def broken(self, args):
+        def broken(self, *args):
             raise OSError("Can't synchronously read data")
 
-        monkeypatch.setattr(h5py.Dataset, "__getitem__", broken)
+        monkeypatch.setattr(h5py.Dataset, "read_direct", broken)
         with pytest.raises(InputError, match="embedding cannot be read"):
+            list(found.blocks(next(spec.tensors(MOE))))
+
+
+class Buffers:
+    """Two that take turns, as on the way to a GPU."""
+
+    def __init__(self) -> None:
+        self.buffers, self.asked = [np.empty(1 << 16, np.uint8) for _ in range(2)], 0
+
+    def empty(self, shape, dtype):
+        self.asked += 1
+        size = int(np.prod(shape)) * dtype.itemsize
+        return self.buffers[self.asked % 2][:size].view(dtype).reshape(shape)
+
+
+class TestStoredBlocks:
+    """Blocks as they are stored, in room that is given."""
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_they_are_read_to_where_they_shall_be(self, dtype, tmp_path, monkeypatch):
+        path = model_file(tmp_path, dtype=dtype)
+        wanted = read_tensors(ModelFile(path))
+        monkeypatch.setattr(model, "BLOCK", 7 * 16)
+        with h5.reading(path, "model") as file:
+            for tensor in spec.tensors(MOE):
+                room, rows = Buffers(), []
+                for number, block in enumerate(stored_blocks(file, path, tensor, room.empty), 1):
+                    assert room.asked == number and np.shares_memory(block, room.buffers[number % 2])
+                    assert block.dtype == (np.uint16 if dtype == "bfloat16" else np.float32)
+                    rows.append(block.copy())
+                assert len(rows) == -(-tensor.shape[0] // model.rows_per_block(tensor.shape))
+                found = np.concatenate(rows)
+                found = array.widen(found) if dtype == "bfloat16" else found
+                np.testing.assert_array_equal(found, wanted[tensor.name], err_msg=tensor.name)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("place", [0, 300 * 16 - 1])
+    def test_what_is_no_number_is_found_in_its_tensor(self, place, value, dtype, tmp_path, monkeypatch):
+        monkeypatch.setattr(model, "CACHED", 64)
+        head, path = np.ones((300, 16), np.float32), tmp_path / "m.h5"
+        head.flat[place] = value
+        model.write(path, Given(MOE, head=head), dtype)
+        with h5.reading(path, "model") as file:
+            for tensor in spec.tensors(MOE):
+                if tensor.name != "head":
+                    list(stored_blocks(file, path, tensor, Buffers().empty))
+                    continue
+                with pytest.raises(InputError) as failure:
+                    list(stored_blocks(file, path, tensor, Buffers().empty))
+                assert str(failure.value) == f"{path}: head has values that are NaN or infinite"
+
+    @pytest.mark.parametrize("bits", [0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FFF, 0xFFFF, 0x8000, 0])
+    def test_all_numbers_pass_and_nothing_else(self, bits, tmp_path):
+        path = model_file(tmp_path, dtype="bfloat16")
+        damage(path, lambda file: file["head"].__setitem__((299, 15), bits))
+        found = ModelFile(path)
+        tensor = next(t for t in spec.tensors(MOE) if t.name == "head")
+        if np.isfinite(array.widen(np.array([bits], np.uint16))).all():
+            assert array.narrow(next(found.blocks(tensor)))[299, 15] == bits
+        else:
+            with pytest.raises(InputError, match="head has values"):
+                list(found.blocks(tensor))
+
+    def test_a_file_that_was_cut_since_it_was_opened(self, tmp_path):
+        found = ModelFile(model_file(tmp_path))
+        with found.path.open("r+b") as file:
+            file.truncate(found.path.stat().st_size // 2)
+        with pytest.raises(InputError, match="is truncated: copy or make it again"):
             list(found.blocks(next(spec.tensors(MOE))))
 
 
