@@ -38,8 +38,9 @@ def load(source: Source, held: Held, dtype: np.dtype, memory: str) -> Weights:
     """What this rank holds, in `memory` (one of `array.MEMORY`). Local. Raises `InputError`."""
     if memory == "host":
         return weights.load(source, held, dtype)
-    from hpcmoe.device.weights import keep
-    return weights.load(source, held, dtype, keep)
+    from hpcmoe.device.weights import bringing, keep
+    with bringing(source) as bring:
+        return weights.load(source, held, dtype, keep, bring)
 
 
 def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,

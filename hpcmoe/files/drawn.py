@@ -3,7 +3,8 @@
 Any rank can draw any part of any tensor without the rest, so a benchmark of 60 GB needs no file, and
 the weights are the same at any number of ranks. A value is a uniform 16-bit integer, shifted and scaled:
 four come from each word of Philox 4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011), so that a device can draw the same bits.
+SC 2011), so that a device can draw the same bits
+(`device.drawn`).
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from hpcmoe.spec import ModelSpec, Tensor
 
 PER_COUNTER = 16
 """Values that one step of the counter gives: 4 words of 64 bits, 4 values each."""
+MIDDLE, SCALE = np.float32(32767.5), np.float32(12 ** 0.5 / 65536)
+"""A 16-bit integer less `MIDDLE`, times `SCALE`, has mean 0 and variance 1."""
 
 
 class Drawn:
@@ -32,9 +35,9 @@ class Drawn:
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """See `Source`. Matrices have variance 1 / in, norms lie around 1."""
-        key = _key(self.seed, tensor.name)
+        key = key_of(self.seed, tensor)
         width = tensor.shape[1] if len(tensor.shape) > 1 else 1
-        mean, deviation = _moments(tensor)
+        mean, deviation = moments(tensor)
         step = rows_per_block(tensor.shape)
         for row in range(0, tensor.shape[0], step):
             rows = min(step, tensor.shape[0] - row)
@@ -50,16 +53,19 @@ def uniform(key: int, first: int, count: int) -> np.ndarray:
     words = -(-(skip + count) // 4)
     raw = np.random.Philox(key=key, counter=counter).random_raw(words)
     values = raw.astype("<u8", copy=False).view("<u2")[skip:skip + count].astype(np.float32)
-    values -= np.float32(32767.5)
-    values *= np.float32(12 ** 0.5 / 65536)
+    values -= MIDDLE
+    values *= SCALE
     return values
 
 
-def _key(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest(), "little")
+def key_of(seed: int, tensor: Tensor) -> int:
+    """The generator's key of 128 bits."""
+    name = f"{seed}/{tensor.name}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
 
 
-def _moments(tensor: Tensor) -> tuple[np.float32, np.float32]:
+def moments(tensor: Tensor) -> tuple[np.float32, np.float32]:
+    """Mean and standard deviation of its values."""
     if tensor.part == "norm":
         return np.float32(1), np.float32(0.1)
     if tensor.part == "embedding":

@@ -16,6 +16,9 @@ Held = Callable[[int], list[int]]
 Keep = Callable[[Tensor, np.ndarray], Any]
 """(tensor, its values in float32) -> where and how they are kept; on a GPU: `device.weights.keep`"""
 
+Bring = Callable[[Tensor], Any]
+"""A matrix -> the same that `Keep` makes of it, by a shorter way than through float32 on the host"""
+
 
 @dataclass(frozen=True)
 class Swiglu:
@@ -92,14 +95,19 @@ class Weights:
     """`[V, H]`; the embedding itself where the head is tied"""
 
 
-def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = lambda tensor, values: values) -> Weights:
+def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = lambda tensor, values: values,
+         bring: Bring | None = None) -> Weights:
     """Reads what this rank holds, block by block, rounded to `dtype`; each tensor is kept as `keep` says. Local.
+
+    Where there is `bring`, matrices come by it.
 
     Raises `InputError` where the source has values that are missing or not finite.
     """
     model = source.spec
 
     def fill(tensor: Tensor) -> np.ndarray:
+        if bring and len(tensor.shape) > 1:
+            return bring(tensor)
         return keep(tensor, _fill(source, tensor, dtype))
 
     outer = {t.name: fill(t) for t in spec.outer_tensors(model)}

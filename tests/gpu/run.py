@@ -16,7 +16,8 @@ LIMIT = 600
 
 def run(ranks: int, *words: str) -> bool:
     """Whether the tests pass."""
-    command = [sys.executable, "-m", "pytest", str(HERE / "test_kernels.py"), *words]
+    command = [sys.executable, "-m", "pytest", str(HERE / "test_kernels.py"), str(HERE / "test_weights.py"),
+               *words]
     if ranks:
         mpiexec = Path(sys.executable).with_name("mpiexec")
         command = [str(mpiexec), "-n", str(ranks), sys.executable, str(HERE / "rank.py"), "-m", "pytest", "-x",

@@ -30,6 +30,25 @@ def test_a_slice_far_out_is_the_same_from_any_beginning():
     assert len(np.unique(uniform(KEY, far, 40))) > 30
 
 
+def philox(key, counter):
+    """The four words of one step of Philox 4x64-10, in Python's integers, as its authors wrote it down."""
+    mask, word = 2**64 - 1, [counter, 0, 0, 0]
+    low, high = key & mask, key >> 64
+    for _ in range(10):
+        a, b = 0xD2E7470EE14C6C93 * word[0], 0xCA5A826395121157 * word[2]
+        word = [b >> 64 ^ word[1] ^ low, b & mask, a >> 64 ^ word[3] ^ high, a & mask]
+        low, high = (low + 0x9E3779B97F4A7C15) & mask, (high + 0xBB67AE8584CAA73B) & mask
+    return word
+
+
+@pytest.mark.parametrize("key", [0, KEY, 2**128 - 1])
+def test_the_generator_is_philox_as_a_device_computes_it(key):
+    """Value v is part v % 4, from the lowest bits, of word v // 4 % 4 of step v // 16 + 1."""
+    words = [word for step in range(5) for word in philox(key, step + 1)]
+    values = np.float32([word >> 16 * part & 0xFFFF for word in words for part in range(4)])
+    np.testing.assert_array_equal(uniform(key, 0, 80), (values - np.float32(32767.5)) * np.float32(12**0.5 / 65536))
+
+
 @pytest.mark.parametrize("block", [1, 7, 16, 64, 1 << 10, 1 << 22])
 def test_values_do_not_depend_on_the_block(block, monkeypatch):
     wanted = read_tensors(Drawn(MOE, 3))
