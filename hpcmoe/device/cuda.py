@@ -25,6 +25,13 @@ def _kernel(file: str, name: str) -> cupy.RawKernel:
     return _module(file).get_function(name)
 
 
+def across(width: int, most: int = THREADS) -> int:
+    """Threads of a block that takes a row of `width` values, 8 each at a time: up to `most`, and none left over."""
+    vectors = max(1, -(-width // 8))
+    turns = -(-vectors // most)
+    return -(-vectors // (32 * turns)) * 32
+
+
 def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, threads: int = THREADS, shared: int = 0) -> None:
     """Runs "file.kernel" over a grid of blocks on the current stream; an empty grid runs nothing.
 

@@ -126,17 +126,28 @@ extern "C" __global__ void count_tiles(const int *expert, const int *rank_of, in
     }
 }
 
-// One block: running sums over the tiles, in place; the totals go to counts and home_counts [R], which the host reads.
+#define HELD 16  // tiles that a thread reads at once
+
+// A thread per rank: running sums over the tiles, in place; the totals go to counts and home_counts [R], which the host
+// reads.
 extern "C" __global__ void sum_tiles(int *rows, int *homes, long long *counts, long long *home_counts, int tiles, int R) {
-    for (int r = threadIdx.x; r < R; r += blockDim.x) {
-        int leave = 0, come = 0;
-        for (int tile = 0; tile < tiles; tile++) {
-            int more = rows[tile * R + r], answers = homes[tile * R + r];
-            rows[tile * R + r] = leave, homes[tile * R + r] = come;
-            leave += more, come += answers;
+    int r = blockIdx.x * blockDim.x + threadIdx.x, leave = 0, come = 0;
+    if (r >= R) return;
+    for (int first = 0; first < tiles; first += HELD) {
+        int more[HELD], answers[HELD];
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            more[i] = first + i < tiles ? rows[(first + i) * R + r] : 0;
+            answers[i] = first + i < tiles ? homes[(first + i) * R + r] : 0;
         }
-        counts[r] = leave, home_counts[r] = come;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            if (first + i >= tiles) break;
+            rows[(first + i) * R + r] = leave, homes[(first + i) * R + r] = come;
+            leave += more[i], come += answers[i];
+        }
     }
+    counts[r] = leave, home_counts[r] = come;
 }
 
 // A block per TILE tokens. For each (token, k): its rank; its row among those that leave for it, -1 where an earlier k

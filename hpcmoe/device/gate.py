@@ -80,6 +80,6 @@ def order(route: Route, at: Map, tokens: int, ranks: int) -> None:
     rows, homes = route.tiles
     launch("gate.count_tiles", tiles, route.expert, at.rank, rows, homes, tokens, K, ranks, threads=threads,
            shared=shared)
-    launch("gate.sum_tiles", 1, rows, homes, route.counts, route.home_counts, tiles, ranks, threads=threads)
+    launch("gate.sum_tiles", -(-ranks // 32), rows, homes, route.counts, route.home_counts, tiles, ranks, threads=32)
     launch("gate.place", tiles, route.expert, at.rank, rows, homes, route.rank, route.row, route.home, tokens, K, ranks,
            threads=threads, shared=shared)

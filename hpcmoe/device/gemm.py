@@ -18,9 +18,9 @@ BF16, F32, SUM_IN_F32 = 14, 0, 68
 """cudaDataType and cublasComputeType."""
 WORKSPACE = 1 << 25
 """Bytes, as cuBLAS takes itself on Hopper."""
-CANDIDATES = 16
+CANDIDATES = 32
 TIMED = 256
-"""Rows up to which the candidates are timed; above, the first is as good as any, and shapes come once."""
+"""Rows up to which the candidates are timed; above, the first is as good as any, and shapes come but once."""
 COLD = 1 << 26
 """Bytes that are written before each timing, more than the L2 cache holds: weights come from memory in a step, too."""
 BLOCK = 16
@@ -38,6 +38,8 @@ class Plan:
 
 
 _plans: dict[tuple, Plan] = {}
+_fastest: dict[tuple, Any] = {}
+"""The algorithm that was fastest, by shape, the rows rounded up to a power of two."""
 
 
 class Gemm:
@@ -87,8 +89,9 @@ class Gemm:
                         NONE.ctypes.data, out.data.ptr, d, out.data.ptr, d, plan.algorithm.ptr,
                         self._workspace.data.ptr, WORKSPACE, cupy.cuda.get_current_stream().ptr)
 
-    def _plan(self, x: cupy.ndarray, weight: cupy.ndarray, out: cupy.ndarray, bias: cupy.ndarray | None) -> Plan:
-        """To cuBLAS, whose matrices lie by columns, it is out.T = weight @ x.T."""
+    def _describe(self, x: cupy.ndarray, weight: cupy.ndarray, out: cupy.ndarray,
+                  bias: cupy.ndarray | None) -> tuple[int, tuple[int, int, int]]:
+        """Operation and layouts. To cuBLAS, whose matrices lie by columns, it is out.T = weight @ x.T."""
         (rows, inner), width = x.shape, len(weight)
         operation = cublasLt.matmul_desc_create(SUM_IN_F32, F32)
         _set(cublasLt.matmul_desc_set_attribute, operation, cublasLt.MatmulDescAttribute.TRANSA, 1, np.int32)
@@ -100,19 +103,41 @@ class Gemm:
         layouts = (cublasLt.matrix_layout_create(BF16, inner, width, inner),
                    cublasLt.matrix_layout_create(BF16, inner, rows, inner),
                    cublasLt.matrix_layout_create(F32 if out.dtype == np.float32 else BF16, width, rows, width))
-        wanted = CANDIDATES if rows <= TIMED and not alone() else 1
+        return operation, layouts
+
+    def _plan(self, x: cupy.ndarray, weight: cupy.ndarray, out: cupy.ndarray, bias: cupy.ndarray | None) -> Plan:
+        operation, layouts = self._describe(x, weight, out, bias)
+        if len(x) <= TIMED and not alone():
+            algorithm = self._tuned(x, weight, out, bias)
+            if _holds(cublasLt.matmul_algo_check, self._handle, operation, *layouts, layouts[2], algorithm.ptr):
+                return Plan(operation, layouts, algorithm)
+        return Plan(operation, layouts, self._candidates(operation, layouts, 1)[0])
+
+    def _tuned(self, x: cupy.ndarray, weight: cupy.ndarray, out: cupy.ndarray, bias: cupy.ndarray | None) -> Any:
+        """The fastest algorithm for the next power of two of rows."""
+        rows = 1 << (len(x) - 1).bit_length()
+        key = (rows, *weight.shape, out.dtype.char, bias is not None)
+        if key not in _fastest:
+            with cupy.cuda.using_allocator():  # outside the pools: it is not to stay
+                cold = cupy.empty(COLD, np.uint8)
+                operands = cupy.zeros((rows, x.shape[1]), x.dtype), weight, cupy.empty((rows, len(weight)), out.dtype)
+            operation, layouts = self._describe(*operands, bias)
+            plans = [Plan(operation, layouts, algorithm)
+                     for algorithm in self._candidates(operation, layouts, CANDIDATES)]
+            _fastest[key] = min(plans, key=lambda plan: self._time(plan, cold, *operands, bias)).algorithm
+        return _fastest[key]
+
+    def _candidates(self, operation: int, layouts: tuple[int, int, int], wanted: int) -> list[Any]:
+        """The algorithms that cuBLASLt's heuristics name first."""
         found, count = cublasLt.MatmulHeuristicResult(wanted), np.zeros(1, np.int32)
         cublasLt.matmul_algo_get_heuristic(self._handle, operation, *layouts, layouts[2], self._preference, wanted,
                                            found.ptr, count.ctypes.data)
-        plans = [Plan(operation, layouts, found[n]) for n in range(int(count[0]))]
-        return plans[0] if len(plans) == 1 else min(plans, key=lambda plan: self._time(plan, x, weight, out, bias))
+        return [found[n] for n in range(int(count[0]))]
 
-    def _time(self, plan: Plan, *operands: Any) -> float:
+    def _time(self, plan: Plan, cold: cupy.ndarray, *operands: Any) -> float:
         """Milliseconds, median of some runs, the first of which does not count."""
         self._run(plan, *operands)
         times = []
-        with cupy.cuda.using_allocator():  # outside the pools: it is not to stay
-            cold = cupy.empty(COLD, np.uint8)
         for _ in range(5):
             begin, end = cupy.cuda.Event(), cupy.cuda.Event()
             cold.fill(0)
@@ -131,6 +156,15 @@ def _padded(x: cupy.ndarray) -> cupy.ndarray:
     out = cupy.zeros((BLOCK, x.shape[1]), x.dtype)
     out[:len(x)] = x
     return out
+
+
+def _holds(check: Any, handle: int, operation: int, a: int, b: int, c: int, d: int, algorithm: int) -> bool:
+    """Whether an algorithm that was made for other rows does for these."""
+    try:
+        check(handle, operation, a, b, c, d, algorithm, cublasLt.MatmulHeuristicResult(1).ptr)
+    except cublasLt.cuBLASLtError:
+        return False
+    return True
 
 
 def _set(call: Any, target: int, attribute: Any, value: Any, dtype: Any) -> None:

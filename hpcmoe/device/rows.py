@@ -3,7 +3,7 @@
 import cupy
 import numpy as np
 
-from hpcmoe.device.cuda import launch
+from hpcmoe.device.cuda import across, launch
 from hpcmoe.device.gate import Map, Route
 
 
@@ -13,8 +13,8 @@ def pack(x: cupy.ndarray, route: Route, at: Map, base: np.ndarray, out: cupy.nda
     base `[R]` int32 is pinned; `width` int16 of a row are its trailer.
     """
     K = route.expert.shape[1]
-    launch("rows.pack", len(x) * K, x, route.expert, at.local, route.rank, route.row, base, out, K, x.shape[1],
-           out.shape[1], width)
+    launch("rows.pack", len(x), x, route.expert, at.local, route.rank, route.row, base, out, K, x.shape[1],
+           out.shape[1], width, threads=across(x.shape[1]), shared=8 * K)
 
 
 def take(rows: cupy.ndarray, index: cupy.ndarray | None, count: int, hidden: int,
@@ -22,13 +22,13 @@ def take(rows: cupy.ndarray, index: cupy.ndarray | None, count: int, hidden: int
     """The first `hidden` values of rows `index` `[count]` int32, or the first `count`, of `[extent, units]` uint16."""
     if out is None:
         out = cupy.empty((count, hidden), rows.dtype)
-    launch("rows.take", count, rows, index, out, hidden, rows.shape[1], hidden)
+    launch("rows.take", count, rows, index, out, hidden, rows.shape[1], hidden, threads=across(hidden))
     return out
 
 
 def put(rows: cupy.ndarray, index: cupy.ndarray, out: cupy.ndarray) -> None:
     """Rows `[N, H]` become the rows `index` `[N]` int32 of out `[extent, H]`, uint16."""
-    launch("rows.put", len(rows), rows, index, out, rows.shape[1])
+    launch("rows.put", len(rows), rows, index, out, rows.shape[1], threads=across(rows.shape[1]))
 
 
 def combine(x: cupy.ndarray, rows: cupy.ndarray, shared: cupy.ndarray | None, route: Route, base: np.ndarray,
@@ -37,5 +37,6 @@ def combine(x: cupy.ndarray, rows: cupy.ndarray, shared: cupy.ndarray | None, ro
 
     base `[R]` int32 is pinned; shared `[T, H]`: the shared expert's answer. In float32 and in the order of k.
     """
-    launch("rows.combine", len(x), x, rows, shared, route.weight, route.rank, route.home, base, route.expert.shape[1],
-           x.shape[1], round_each)
+    K = route.expert.shape[1]
+    launch("rows.combine", len(x), x, rows, shared, route.weight, route.rank, route.home, base, K, x.shape[1],
+           round_each, threads=across(x.shape[1]), shared=12 * K)

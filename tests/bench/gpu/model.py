@@ -14,19 +14,22 @@ import numpy as np
 from figures import FILE, Figure, against, tell
 from timing import Timed, medians, on_stream
 
-from hpcmoe import launch, spec
-from hpcmoe.array import BFLOAT16
-from hpcmoe.config import Generate
-from hpcmoe.device.gemm import Gemm
-from hpcmoe.engine import device, layer, schedule
-from hpcmoe.engine.device import RankSegments
-from hpcmoe.engine.memory import Sizes, place
-from hpcmoe.exchange.lane import Way
-from hpcmoe.exchange.watch import Unwatched
-from hpcmoe.files.drawn import Drawn
-from hpcmoe.model.weights import Weights
-from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Span
+from hpcmoe import gpu, launch, spec
+
+gpu.take("gpu")  # before anything below loads MPI
+
+from hpcmoe.array import BFLOAT16  # noqa: E402
+from hpcmoe.config import Generate  # noqa: E402
+from hpcmoe.device.gemm import Gemm  # noqa: E402
+from hpcmoe.engine import device, layer, schedule  # noqa: E402
+from hpcmoe.engine.device import RankSegments  # noqa: E402
+from hpcmoe.engine.memory import Sizes, place  # noqa: E402
+from hpcmoe.exchange.lane import Way  # noqa: E402
+from hpcmoe.exchange.watch import Unwatched  # noqa: E402
+from hpcmoe.files.drawn import Drawn  # noqa: E402
+from hpcmoe.model.weights import Weights  # noqa: E402
+from hpcmoe.spec import ModelSpec  # noqa: E402
+from hpcmoe.types import Batch, Span  # noqa: E402
 
 SPEC = FILE.parents[1] / "inputs" / "seed61-e1.toml"
 CONTEXT, BATCHES = 1024, (1, 4, 8)
