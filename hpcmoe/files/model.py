@@ -83,7 +83,7 @@ def stored_blocks(file: h5py.File, path: Path, tensor: Tensor, empty: Empty = np
 def _finite(block: np.ndarray) -> bool:
     """Whether no value is NaN or infinite. Their exponents are all ones: no bits of the same sign are larger.
 
-    In pieces that stay in a core's cache between the two looks, for this is done at the speed of reading.
+    In pieces that stay in a core's cache between the two looks: every block that is read goes through here.
     """
     size = block.itemsize
     ones, sign = 0x7F80 << 8 * (size - 2), 1 << 8 * size - 1
