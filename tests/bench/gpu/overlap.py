@@ -20,16 +20,16 @@ from hpcmoe import gpu, launch
 if sys.argv[1:2] == ["rank"]:
     gpu.take("gpu")  # before anything below loads MPI
 
-from hpcmoe.array import BFLOAT16  # noqa: E402
-from hpcmoe.config import Generate  # noqa: E402
-from hpcmoe.engine import device, layer, schedule  # noqa: E402
-from hpcmoe.engine.device import RankSegments  # noqa: E402
-from hpcmoe.engine.memory import Sizes, place  # noqa: E402
-from hpcmoe.exchange.lane import Way  # noqa: E402
-from hpcmoe.exchange.watch import Unwatched  # noqa: E402
-from hpcmoe.files.drawn import Drawn  # noqa: E402
-from hpcmoe.spec import Attention, ModelSpec, Moe  # noqa: E402
-from hpcmoe.types import STAGES, Batch, Span  # noqa: E402
+from hpcmoe.array import BFLOAT16
+from hpcmoe.config import Generate
+from hpcmoe.engine import device, layer, schedule
+from hpcmoe.engine.device import RankSegments
+from hpcmoe.engine.memory import Sizes, place
+from hpcmoe.exchange.lane import Way
+from hpcmoe.exchange.watch import Unwatched
+from hpcmoe.files.drawn import Drawn
+from hpcmoe.spec import Attention, ModelSpec, Moe
+from hpcmoe.types import STAGES, Batch, Span
 
 RANKS, T, H = 2, 2048, 7168
 LAYERS, MICRO_BATCHES = 4, 2
