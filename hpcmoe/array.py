@@ -13,8 +13,8 @@ import numpy as np
 FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
-MEMORY = ("host", "device")
-"""Where arrays lie."""
+MEMORY = ("host", "device", "pinned")
+"""Where arrays lie; pinned memory is the host's, and a GPU reaches it, too."""
 
 
 def empty(shape: tuple[int, ...], memory: str) -> Any:
@@ -22,7 +22,10 @@ def empty(shape: tuple[int, ...], memory: str) -> Any:
     if memory == "host":
         return np.empty(shape, np.uint16)
     import cupy
-    return cupy.empty(shape, np.uint16)
+    if memory == "device":
+        return cupy.empty(shape, np.uint16)
+    count = int(np.prod(shape))
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(2 * count, 1)), np.uint16, count).reshape(shape)
 
 
 def host(values: Any) -> np.ndarray:
@@ -48,15 +51,13 @@ def settle(values: Any) -> None:
         get_current_stream().synchronize()
 
 
-def copy(values: Any, into: Any) -> None:
-    """Between arrays of one shape and dtype without gaps, in any memory; returns behind it."""
-    if isinstance(values, np.ndarray) and isinstance(into, np.ndarray):
-        into[...] = values
-        return
-    from cupy.cuda import get_current_stream, runtime
-    stream = get_current_stream()
+def copy(values: Any, into: Any, stream: Any) -> None:
+    """Between arrays of one shape and dtype without gaps, one of them on the GPU, in the order of a stream of CuPy's.
+
+    It is under way beside what the host does where the other one is pinned.
+    """
+    from cupy.cuda import runtime
     runtime.memcpyAsync(_address(into), _address(values), values.nbytes, runtime.memcpyDefault, stream.ptr)
-    stream.synchronize()
 
 
 def _address(values: Any) -> int:

@@ -18,9 +18,11 @@ BF16, F32, SUM_IN_F32 = 14, 0, 68
 """cudaDataType and cublasComputeType."""
 WORKSPACE = 1 << 25
 """Bytes, as cuBLAS takes itself on Hopper."""
-CANDIDATES = 32
+CANDIDATES, ROUNDS = 32, 7
 TIMED = 256
 """Rows up to which the candidates are timed; above, the first is as good as any, and shapes come but once."""
+NARROW = 1024
+"""Columns up to which they are timed for more rows, too: few tiles leave much of a GPU idle."""
 COLD = 1 << 26
 """Bytes that are written before each timing, more than the L2 cache holds: weights come from memory in a step, too."""
 BLOCK = 16
@@ -107,7 +109,7 @@ class Gemm:
 
     def _plan(self, x: cupy.ndarray, weight: cupy.ndarray, out: cupy.ndarray, bias: cupy.ndarray | None) -> Plan:
         operation, layouts = self._describe(x, weight, out, bias)
-        if len(x) <= TIMED and not alone():
+        if (len(x) <= TIMED or len(weight) <= NARROW) and not alone():
             algorithm = self._tuned(x, weight, out, bias)
             if _holds(cublasLt.matmul_algo_check, self._handle, operation, *layouts, layouts[2], algorithm.ptr):
                 return Plan(operation, layouts, algorithm)
@@ -138,7 +140,7 @@ class Gemm:
         """Milliseconds, median of some runs, the first of which does not count."""
         self._run(plan, *operands)
         times = []
-        for _ in range(5):
+        for _ in range(ROUNDS):
             begin, end = cupy.cuda.Event(), cupy.cuda.Event()
             cold.fill(0)
             begin.record()

@@ -10,7 +10,6 @@ from hpcmoe.device.cuda import Mirror
 from hpcmoe.device.gemm import BF16, SUM_IN_F32, Gemm
 from hpcmoe.device.swiglu import activate
 from hpcmoe.kernels.rows import alone
-from hpcmoe.model.weights import Swiglu
 
 FEW = 128
 """Rows per expert, on the mean, up to which one launch for all beats a tuned one for each."""
@@ -24,10 +23,13 @@ class Grouped:
         cublas.set_stream(self._handle, stream.ptr)
         self._pointers = Mirror(np.uint64), Mirror(np.uint64)
 
-    def __call__(self, x: cupy.ndarray, counts: Sequence[int], experts: Sequence[Swiglu]) -> cupy.ndarray:
-        """x `[N, H]` uint16, the first counts[0] rows of it for the first expert, and so on -> `[N, H]`."""
-        both = self._products(x, counts, [expert.gate_up for expert in experts], 0)
-        return self._products(activate(both), counts, [expert.down for expert in experts], 1)
+    def __call__(self, x: cupy.ndarray, counts: Sequence[int], gate_up: Sequence[cupy.ndarray],
+                 down: Sequence[cupy.ndarray]) -> cupy.ndarray:
+        """x `[N, H]` uint16, the first counts[0] rows of it for the first expert, and so on -> `[N, H]`.
+
+        gate_up `[2 I, H]` (gate rows first) and down `[H, I]`, of each expert.
+        """
+        return self._products(activate(self._products(x, counts, gate_up, 0)), counts, down, 1)
 
     def _products(self, x: cupy.ndarray, counts: Sequence[int], weights: Sequence[cupy.ndarray],
                   turn: int) -> cupy.ndarray:

@@ -1,9 +1,10 @@
 // Rows into and out of messages and matrices, 16 bytes at a time; twins: kernels/pack.py, kernels/combine.py.
 
-#define HELD 4  // vectors of 8 values that a thread holds at once
+#define HELD 4     // vectors of 8 values of a row that a thread of `pack` holds at once
+#define ANSWERS 8  // and vectors of so many answers a thread of `combine`
 
 // A block per token: its row of x [T, H], read once, goes to out[base[rank] + row], `units` wide, of every rank that it
-// leaves for; behind it the local slots of this and later k's with the same rank, and -1. base [R] is the host's.
+// leaves for; behind it the local slots of this and later k's with the same rank, and -1.
 extern "C" __global__ void pack(const bf16 *__restrict__ x, const int *__restrict__ expert,
                                 const short *__restrict__ local, const int *__restrict__ rank,
                                 const int *__restrict__ row, const int *__restrict__ base, bf16 *__restrict__ out,
@@ -50,8 +51,9 @@ extern "C" __global__ void put(const bf16 *__restrict__ in, const int *index, bf
     for (int h = threadIdx.x * 8; h < H; h += blockDim.x * 8) *(Eight *)(target + h) = *(const Eight *)(source + h);
 }
 
-// A block per token: x += sum over k, in that order, of weight * answer (+ shared). The answer of (token, k) is
-// rows[base[rank] + home]. x and shared [T, H]; shared may be null. HELD answers are read before they are added.
+// A thread per 8 values, gridDim.y blocks per token: x += sum over k, in that order, of weight * answer (+ shared). The
+// answer of (token, k) is rows[base[rank] + home]. x and shared [T, H]; shared may be null. ANSWERS of them are read before
+// they are added.
 extern "C" __global__ void combine(bf16 *__restrict__ x, const bf16 *__restrict__ rows,
                                    const bf16 *__restrict__ shared, const float *__restrict__ weight,
                                    const int *__restrict__ rank, const int *__restrict__ home,
@@ -64,16 +66,17 @@ extern "C" __global__ void combine(bf16 *__restrict__ x, const bf16 *__restrict_
         weights[k] = weight[mine + k];
     }
     __syncthreads();
-    for (int h = threadIdx.x * 8; h < H; h += blockDim.x * 8) {
+    int h = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
+    if (h < H) {
         float sum[8] = {0};
         Eight own = *(const Eight *)(x + first + h), more = {};
         if (shared) more = *(const Eight *)(shared + first + h);
-        for (int begin = 0; begin < K; begin += HELD) {
-            Eight held[HELD];
+        for (int begin = 0; begin < K; begin += ANSWERS) {
+            Eight held[ANSWERS];
 #pragma unroll
-            for (int a = 0; a < HELD; a++) if (begin + a < K) held[a] = *(const Eight *)(rows + from[begin + a] + h);
+            for (int a = 0; a < ANSWERS; a++) if (begin + a < K) held[a] = *(const Eight *)(rows + from[begin + a] + h);
 #pragma unroll
-            for (int a = 0; a < HELD; a++) {
+            for (int a = 0; a < ANSWERS; a++) {
                 if (begin + a >= K) break;
                 for (int i = 0; i < 8; i++) {
                     float part = __fmul_rn(weights[begin + a], wide(held[a].value[i]));

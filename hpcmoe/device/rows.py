@@ -1,16 +1,18 @@
 """Rows into and out of messages, and the sum of answers; rows.cu. Twins: `kernels.pack`, `kernels.combine`."""
 
 import cupy
-import numpy as np
 
 from hpcmoe.device.cuda import across, launch
 from hpcmoe.device.gate import Map, Route
 
+COMBINED = 128
+"""Threads of a block of `combine`: small ones, so that the GPU is full up to the end."""
 
-def pack(x: cupy.ndarray, route: Route, at: Map, base: np.ndarray, out: cupy.ndarray, width: int) -> None:
+
+def pack(x: cupy.ndarray, route: Route, at: Map, base: cupy.ndarray, out: cupy.ndarray, width: int) -> None:
     """The rows of tokens x `[T, H]` uint16 that leave, behind `base[rank]` in out `[extent, units]`, with trailers.
 
-    base `[R]` int32 is pinned; `width` int16 of a row are its trailer.
+    base `[R]` int32; `width` int16 of a row are its trailer.
     """
     K = route.expert.shape[1]
     launch("rows.pack", len(x), x, route.expert, at.local, route.rank, route.row, base, out, K, x.shape[1],
@@ -31,12 +33,12 @@ def put(rows: cupy.ndarray, index: cupy.ndarray, out: cupy.ndarray) -> None:
     launch("rows.put", len(rows), rows, index, out, rows.shape[1], threads=across(rows.shape[1]))
 
 
-def combine(x: cupy.ndarray, rows: cupy.ndarray, shared: cupy.ndarray | None, route: Route, base: np.ndarray,
+def combine(x: cupy.ndarray, rows: cupy.ndarray, shared: cupy.ndarray | None, route: Route, base: cupy.ndarray,
             round_each: bool) -> None:
     """x `[T, H]` += the weighted sum of each token's answers; a rank's lie behind `base[rank]` in rows `[extent, H]`.
 
-    base `[R]` int32 is pinned; shared `[T, H]`: the shared expert's answer. In float32 and in the order of k.
+    base `[R]` int32; shared `[T, H]`: the shared expert's answer. In float32 and in the order of k.
     """
     K = route.expert.shape[1]
-    launch("rows.combine", len(x), x, rows, shared, route.weight, route.rank, route.home, base, K, x.shape[1],
-           round_each, threads=across(x.shape[1]), shared=12 * K)
+    launch("rows.combine", (len(x), -(-x.shape[1] // (8 * COMBINED))), x, rows, shared, route.weight, route.rank,
+           route.home, base, K, x.shape[1], round_each, threads=COMBINED, shared=12 * K)

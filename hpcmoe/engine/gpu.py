@@ -75,11 +75,10 @@ class GpuSegments:
         with self._travel:
             units = self.model.hidden + self._width
             out, layout = lane.dispatch.room(counts, units)
-            work.room.out_base[:] = layout.first
+            base = work.room.out_base.send(layout.first)
             assert self._blocks.map is not None
             with self._packing.stage("pack", work.layer, work.number, layout.rows):
-                rows.pack(work.room.normed[:work.batch.rows], route, self._blocks.map, work.room.out_base, out,
-                          self._width)
+                rows.pack(work.room.normed[:work.batch.rows], route, self._blocks.map, base, out, self._width)
             packed = Event(self._travel)
         self._leave(work, layout.rows, counts, units)
         self.watch.mark("dispatch", work.layer, work.number, work.leaving)
@@ -129,9 +128,9 @@ class GpuSegments:
         home = work.lane.home
         with self._compute:
             work.own.hold(self._compute)
-            work.room.home_base[:] = home.landing.first
+            base = work.room.home_base.send(home.landing.first)
             with self._blocks.stage("combine", work, work.batch.rows):
-                rows.combine(work.x, home.arrived, work.shared, work.room.route, work.room.home_base,
+                rows.combine(work.x, home.arrived, work.shared, work.room.route, base,
                              self.model.moe.round_weights)
             work.shared = None
             work.layer += 1
@@ -203,7 +202,9 @@ class GpuSegments:
         with self._compute:
             work.own.hold(self._compute)
             x = rows.take(arrived, work.room.source.send(lie[plan.row]), len(plan.row), H)
-            rows.put(self._grouped(x, plan.slot_counts.tolist(), slots), work.room.target_row.send(to), out)
+            answers = self._grouped(x, plan.slot_counts.tolist(), [slot.gate_up for slot in slots],
+                                    [slot.down for slot in slots])
+            rows.put(answers, work.room.target_row.send(to), out)
 
     def _next_tokens(self, work: Work, part: slice) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
         batch, rules, room = work.batch, self.rules, work.room

@@ -6,7 +6,7 @@ import cupy
 import numpy as np
 
 from hpcmoe.device.attending import Sight
-from hpcmoe.device.cuda import Event, Mirror, pinned
+from hpcmoe.device.cuda import Event, Mirror
 from hpcmoe.device.gate import Route, make_route
 from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange.interface import Flight
@@ -23,7 +23,8 @@ class Room:
         self.x, self.normed = (cupy.empty((tokens, model.hidden), np.uint16) for _ in range(2))
         self.route: Route = make_route(tokens, K, ranks)
         self.load = cupy.zeros((model.layers, max(model.experts, 1)), np.uint64)
-        self.out_base, self.home_base, self.zero = (pinned(ranks, np.int32) for _ in range(3))
+        self.zero = cupy.zeros(ranks, np.int32)
+        self.out_base, self.home_base = (Mirror(np.int32, ranks) for _ in range(2))
         # those that graphs read never move
         self.token, self.slot, self.position = (Mirror(np.int32, tokens) for _ in range(3))
         self.wanted, self.target, self.row, self.lengths = (Mirror(np.int32) for _ in range(4))

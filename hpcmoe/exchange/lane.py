@@ -47,8 +47,8 @@ def open_lane(comm, idle: Idle, way: Way) -> Lane:
 def open_rows(comm, idle: Idle, way: Way) -> Rows:
     """One of the two directions. Collective over `comm`."""
     if way.transport == "staged":
-        return Staged(comm, idle, lambda: open_rows(comm, idle, replace(way, transport="device",
-                                                                            memory="host")), way.memory)
+        host = replace(way, transport="device", memory="pinned" if way.memory == "device" else "host")
+        return Staged(comm, idle, lambda: open_rows(comm, idle, host), way.memory)
     if way.mode == "alltoallv" or (way.mode == "auto" and way.speeds is None):
         return Alltoallv(comm, idle, way.memory)
     pays = way.speeds.persistent_pays if way.mode == "auto" and way.speeds else always

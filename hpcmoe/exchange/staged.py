@@ -1,15 +1,16 @@
 """Rows by way of the host's memory, in pieces: for MPI libraries that cannot reach the memory where rows are computed.
 
-A piece has the same number of rows of every block at most. While one piece travels, the one before it is copied to
-where it belongs, and the next one is made ready: pieces go through two exchanges in turns.
+A piece has the same number of rows of every block at most. Pieces go through two exchanges in turns: while one piece
+travels, the one before it is copied to where it belongs, and the next one is made ready.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmoe import array
 from hpcmoe.exchange.buffer import Buffer, copy_own
+from hpcmoe.exchange.copies import Copies
 from hpcmoe.exchange.interface import PIECE, Rows, until
 from hpcmoe.launch import Idle
 from hpcmoe.types import Extent, Layout, dense
@@ -23,14 +24,13 @@ class Staged:
     def __init__(self, comm, idle: Idle, make: Callable[[], Rows], memory: str = "host") -> None:
         """`make` opens an exchange of the host's memory; it is called twice. `memory` is that of the rows."""
         self._size, self._me, self._idle = comm.size, comm.rank, idle
-        self._lanes = make(), make()
+        self._ferries = Ferry(make(), memory), Ferry(make(), memory)
         self._out, self._in = Buffer(memory), Buffer(memory)
-        self._begun = self._ended = self._pieces = 0
 
     @property
     def mode(self) -> str:
         """See `interface.Rows`."""
-        return f"{self._lanes[0].mode}, staged"
+        return f"{self._ferries[0].lane.mode}, staged"
 
     def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:
         """See `interface.Rows`."""
@@ -39,51 +39,34 @@ class Staged:
         return self._rows, self._layout
 
     def start(self, incoming: Layout, extent: Extent) -> None:
-        """See `interface.Rows`."""
+        """See `interface.Rows`.
+
+        Ranks come to a ferry's pieces in the same order, for it has its own communicator. The first of each leave here,
+        the others by readiness: of those of two exchanges the one is first here and the other there.
+        """
         units = self._rows.shape[1]
         self.arrived, self.landing = self._in.take(incoming.rows, units), incoming
         copy_own(self._rows, self._layout, self.arrived, incoming)
-        self._height = max(1, PIECE // (2 * units * self._size))
-        self._extent = extent
-        self._pieces = -(-extent.largest // self._height)
-        self._begun = self._ended = 0
-        for _ in range(min(2, self._pieces)):
-            self._begin()
+        height = max(1, PIECE // (2 * units * self._size))
+        pieces = range(-(-extent.largest // height))
+        for first, ferry in enumerate(self._ferries):
+            ferry.load(self._cut(piece, height, extent) for piece in pieces[first::2])
+        for ferry in self._ferries:
+            ferry.leave()
 
-    def _begin(self) -> None:
-        """The next piece leaves. Ranks come to a lane's pieces in the same order, for it has its own communicator.
-
-        The first of each lane leave with `start`, the others by readiness: of those of two exchanges the one is first
-        here and the other there.
-        """
-        lane, piece = self._lanes[self._begun % 2], self._begun
-        sent = _part(self._layout, piece, self._height, self._me)
-        rows, layout = lane.room(sent, self._rows.shape[1])
-        for whole, part in _blocks(self._layout, layout, piece * self._height):
-            array.copy(self._rows[whole], rows[part])
-        lane.start(dense(_part(self.landing, piece, self._height, self._me), self._me), self._extent_of(piece))
-        self._begun += 1
-
-    def _extent_of(self, piece: int) -> Extent:
-        """The same on all ranks; `total` at most, for nobody tells how the rows of a piece are spread."""
-        rows = min(self._height, self._extent.largest - piece * self._height)
-        return Extent(rows, min(self._extent.total, (self._size - 1) * rows), late=piece >= 2)
-
-    def _end(self) -> None:
-        """The oldest piece has come: it goes where it belongs, and the next one leaves."""
-        lane, piece = self._lanes[self._ended % 2], self._ended
-        lane.wait()
-        for whole, part in _blocks(self.landing, lane.landing, piece * self._height):
-            array.copy(lane.arrived[part], self.arrived[whole])
-        self._ended += 1
-        if self._begun < self._pieces:
-            self._begin()
+    def _cut(self, piece: int, height: int, extent: Extent) -> "Piece":
+        """The `piece`-th one, with `height` rows of each block at most."""
+        rows = min(height, extent.largest - piece * height)
+        # the same on all ranks; `total` at most, for nobody tells how the rows of a piece are spread
+        limit = Extent(rows, min(extent.total, (self._size - 1) * rows), late=piece >= 2)
+        out, into = (_part(layout, piece, height, self._me) for layout in (self._layout, self.landing))
+        return Piece(out, dense(into, self._me), limit, self._rows, self.arrived,
+                     lambda part: _blocks(self._layout, part, piece * height),
+                     lambda part: _blocks(self.landing, part, piece * height))
 
     def test(self) -> bool:
         """See `interface.Flight`."""
-        if self._ended < self._pieces and self._lanes[self._ended % 2].test():
-            self._end()
-        return self._ended == self._pieces
+        return all([ferry.test() for ferry in self._ferries])
 
     def wait(self) -> None:
         """See `interface.Flight`."""
@@ -91,8 +74,73 @@ class Staged:
 
     def free(self) -> None:
         """See `interface.Rows`."""
-        for lane in self._lanes:
-            lane.free()
+        for ferry in self._ferries:
+            ferry.lane.free()
+
+
+Places = Callable[[Layout], Iterator[tuple[slice, slice]]]
+"""The layout of a piece -> for each of its blocks, the rows among all and those in the piece"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of every block."""
+
+    counts: np.ndarray
+    """`[R]`: those that leave"""
+    incoming: Layout
+    extent: Extent
+    rows: np.ndarray
+    """all that leave,"""
+    arrived: np.ndarray
+    """and all that come"""
+    taken: Places
+    put: Places
+
+
+class Ferry:
+    """An exchange of the host's memory that moves piece after piece: each is loaded, travels, and is landed."""
+
+    def __init__(self, lane: Rows, memory: str) -> None:
+        self.lane, self._loading, self._landing = lane, Copies(memory), Copies(memory)
+        self._pieces: Iterator[Piece] = iter(())
+        self._piece: Piece | None = None
+        self._travels = False
+
+    def load(self, pieces: Iterator[Piece]) -> None:
+        """The first of `pieces` is made ready; the ones before are landed."""
+        self._pieces, self._travels = pieces, False
+        self._load()
+
+    def _load(self) -> None:
+        self._piece = next(self._pieces, None)
+        if self._piece is not None:
+            rows, layout = self.lane.room(self._piece.counts, self._piece.rows.shape[1])
+            self._loading.begin((self._piece.rows[whole], rows[part]) for whole, part in self._piece.taken(layout))
+
+    def leave(self) -> None:
+        """The piece that was made ready leaves, if there is one."""
+        if self._piece is not None:
+            self._loading.wait()
+            self._landing.wait()
+            self.lane.start(self._piece.incoming, self._piece.extent)
+            self._travels = True
+
+    def test(self) -> bool:
+        """Moves the pieces on; whether all are where they belong."""
+        if self._travels and self.lane.test():
+            self._land()
+        if self._piece is not None and not self._travels and self._loading.done() and self._landing.done():
+            self.leave()
+        return self._piece is None and self._landing.done()
+
+    def _land(self) -> None:
+        """The piece has come: it goes where it belongs, while the next one is made ready."""
+        piece, self._travels = self._piece, False
+        assert piece is not None
+        self._landing.begin((self.lane.arrived[part], piece.arrived[whole])
+                            for whole, part in piece.put(self.lane.landing))
+        self._load()
 
 
 def _part(layout: Layout, piece: int, height: int, me: int) -> np.ndarray:

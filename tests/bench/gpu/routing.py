@@ -15,7 +15,6 @@ from timing import Peer, both, medians
 
 from hpcmoe.array import BFLOAT16
 from hpcmoe.device import rows
-from hpcmoe.device.cuda import pinned
 from hpcmoe.device.gate import Route, choose, make_map, make_route, order
 from hpcmoe.device.gemm import Gemm
 from hpcmoe.engine import device
@@ -40,9 +39,9 @@ class Layer:
     gate: cupy.ndarray
     """`[E, H]`"""
     route: Route
-    out_base: np.ndarray
-    home_base: np.ndarray
-    """`[R]` int32, pinned: where the rows for each rank begin, and its answers"""
+    out_base: cupy.ndarray
+    home_base: cupy.ndarray
+    """`[R]` int32: where the rows for each rank begin, and its answers"""
     rows: cupy.ndarray
     """`[T * K, H]`: those that leave, and then the answers"""
     total: cupy.ndarray
@@ -80,8 +79,8 @@ def make_layers() -> list[Layer]:
     layers = []
     for n, (x, weights) in enumerate(zip(tokens, held.layers)):
         assert weights.gate is not None
-        layers.append(Layer(x, weights.gate.weight, make_route(T, K, RANKS), pinned(RANKS, np.int32),
-                            pinned(RANKS, np.int32), messages[n % 2], x.copy()))
+        layers.append(Layer(x, weights.gate.weight, make_route(T, K, RANKS), cupy.empty(RANKS, np.int32),
+                            cupy.empty(RANKS, np.int32), messages[n % 2], x.copy()))
     return layers
 
 
@@ -96,7 +95,7 @@ def main() -> None:
         stream.synchronize()
         for base, counts in ((layer.out_base, layer.route.counts), (layer.home_base, layer.route.home_counts)):
             assert counts.sum() == T * K
-            base[:] = np.cumsum(counts) - counts
+            base[...] = cupy.asarray(np.cumsum(counts) - counts)
     found: list[Figure] = []
     for name, what, kernels, floor, target in (
             ("routing", "gate, order, pack", routing.leave, floors.routing(T, E, K, H), 1.5),
