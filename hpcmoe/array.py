@@ -5,6 +5,8 @@ and messages carry its bits as uint16. Weights on a CPU are float32 arrays whate
 dtype, so that BLAS takes them as they are.
 """
 
+import mmap
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -24,8 +26,19 @@ def empty(shape: tuple[int, ...], memory: str) -> Any:
     import cupy
     if memory == "device":
         return cupy.empty(shape, np.uint16)
+    return _pinned(shape)
+
+
+def _pinned(shape: tuple[int, ...]) -> np.ndarray:
+    """Pages of this process's own, registered with CUDA: those that CUDA makes, other processes cannot copy from."""
+    from cupy.cuda import runtime
     count = int(np.prod(shape))
-    return np.frombuffer(cupy.cuda.alloc_pinned_memory(max(2 * count, 1)), np.uint16, count).reshape(shape)
+    pages = mmap.mmap(-1, max(2 * count, 1))
+    values = np.frombuffer(pages, np.uint16, count)
+    if count:
+        runtime.hostRegister(values.ctypes.data, 2 * count, 0)
+        weakref.finalize(values, runtime.hostUnregister, values.ctypes.data).atexit = False
+    return values.reshape(shape)
 
 
 def host(values: Any) -> np.ndarray:

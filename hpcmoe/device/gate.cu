@@ -106,7 +106,7 @@ extern "C" __global__ void choose(const float *logits, const float *bias, int *e
     }
 }
 
-#define TILE 64  // tokens of a block of the next kernels
+#define TILE 32  // tokens of a block of the next kernels
 
 // A block per TILE tokens: how many rows and answers each rank gets of them. rows and homes [tiles, R].
 extern "C" __global__ void count_tiles(const int *expert, const int *rank_of, int *rows, int *homes, int T, int K,

@@ -10,7 +10,7 @@ from hpcmoe.spec import Moe
 from hpcmoe.types import Placement
 
 SCORES = ("softmax", "sigmoid", "softmax_of_chosen")
-TILE = 64
+TILE = 32
 """Tokens of a block, as in gate.cu."""
 
 

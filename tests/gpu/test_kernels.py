@@ -161,19 +161,18 @@ def test_experts_of_one_rank(counts):
 
     from hpcmoe.device.gemm import Gemm
     from hpcmoe.device.grouped import Grouped
-    from hpcmoe.model.weights import Swiglu
     rng, H, width = np.random.default_rng(0), 64, 24
-    experts = [Swiglu(some(rng, 2 * width, H), some(rng, H, width)) for _ in counts]
+    experts = [(some(rng, 2 * width, H), some(rng, H, width)) for _ in counts]
     x, stream = some(rng, sum(counts), H), cupy.cuda.Stream(non_blocking=True)
     with stream:
         grouped = Grouped(Gemm(), stream)
-        got = grouped(there(x), counts, [Swiglu(there(e.gate_up), there(e.down)) for e in experts])
+        got = grouped(there(x), counts, [there(up) for up, _ in experts], [there(down) for _, down in experts])
         stream.synchronize()
     first, want = 0, np.zeros(x.shape, BF16)
-    for count, e in zip(counts, experts):
+    for count, weights in zip(counts, experts):
         part = slice(first, first + count)
         first += count
-        want[part] = cpu_swiglu.swiglu(x[part], e.gate_up.astype(np.float32), e.down.astype(np.float32))
+        want[part] = cpu_swiglu.swiglu(x[part], *(weight.astype(np.float32) for weight in weights))
     wide = want.astype(np.float32)
     assert np.all(np.abs(here(got).astype(np.float32) - wide) <= 0.02 * max(1, np.abs(wide).max(initial=0)))
 

@@ -32,7 +32,7 @@ from hpcmoe.spec import Attention, ModelSpec, Moe
 from hpcmoe.types import STAGES, Batch, Span
 
 RANKS, T, H = 2, 2048, 7168
-LAYERS, MICRO_BATCHES = 4, 2
+LAYERS, MICRO_BATCHES = 12, 2
 HEADS, WIDTH = 32, 4096
 """Of the first model; I is such that attention and experts take about as long."""
 MOST = 4.0
