@@ -4,6 +4,8 @@ Only these classes end a command with a line instead of a traceback. Raise one w
 known; never wrap an unknown exception in one.
 """
 
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
 INTERNAL = 70
 """Exit code of everything that is not one of the classes below: a defect of the program."""
 
@@ -30,3 +32,12 @@ class DeviceError(HpcmoeError):
     """The accelerator or MPI."""
 
     code = 4
+
+
+def size(count: float) -> str:
+    """Bytes as people write them, in powers of ten: 64.1 GB."""
+    for unit in UNITS:
+        if abs(count) < 999.95 or unit == UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -44,6 +44,12 @@ def take(device: str) -> Gpu:
     return Gpu(address)
 
 
+def free_memory() -> int:
+    """Bytes that this rank's GPU has free, for all who sit on it."""
+    from cupy.cuda import runtime
+    return int(runtime.memGetInfo()[0])
+
+
 def _load_ucx() -> None:
     """UCX of a wheel, where it is installed, goes before MPI's own.
 

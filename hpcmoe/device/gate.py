@@ -6,12 +6,11 @@ import cupy
 import numpy as np
 
 from hpcmoe.device.cuda import launch, pinned
+from hpcmoe.device.scratch import TILE
 from hpcmoe.spec import Moe
 from hpcmoe.types import Placement
 
 SCORES = ("softmax", "sigmoid", "softmax_of_chosen")
-TILE = 32
-"""Tokens of a block, as in gate.cu."""
 
 
 @dataclass(frozen=True)

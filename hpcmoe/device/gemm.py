@@ -12,12 +12,11 @@ import cupy
 import numpy as np
 from nvmath.bindings import cublasLt
 
+from hpcmoe.device.scratch import WORKSPACE
 from hpcmoe.kernels.rows import alone
 
 BF16, F32, SUM_IN_F32 = 14, 0, 68
 """cudaDataType and cublasComputeType."""
-WORKSPACE = 1 << 25
-"""Bytes, as cuBLAS takes itself on Hopper."""
 CANDIDATES, ROUNDS = 32, 7
 TIMED = 256
 """Rows up to which the candidates are timed; above, the first is as good as any, and shapes come but once."""

@@ -15,6 +15,7 @@ from hpcmoe.device.attention import KvCache
 from hpcmoe.device.cuda import Event, to_host
 from hpcmoe.device.grouped import Grouped
 from hpcmoe.device.limits import check_model
+from hpcmoe.device.scratch import LOGITS
 from hpcmoe.device.swiglu import swiglu
 from hpcmoe.engine.blocks import Blocks
 from hpcmoe.engine.clock import Clock
@@ -31,9 +32,6 @@ from hpcmoe.kernels.choice import uniform
 from hpcmoe.model.weights import Swiglu, Weights
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Outcome, Placement, dense
-
-LOGITS = 1 << 28
-"""Logits that are held at once."""
 
 
 class GpuSegments:
@@ -217,7 +215,8 @@ class GpuSegments:
                     for p, at in zip(batch.prompt[part], batch.position[wanted])]
         token, logprob = choice.next_token(logits, room.target.send(batch.target[part]), room.u.send(u),
                                            rules.temperature, rules.top_p)
-        return token, logprob, logits if self.keep_logits else logits[:, :0]
+        kept = logits if self.keep_logits else cupy.empty((len(logits), 0), logits.dtype)  # a view would keep all
+        return token, logprob, kept
 
 
 def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,

@@ -9,13 +9,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from hpcmoe import __version__, array, paths
+from hpcmoe import __version__, array, gpu, paths
 from hpcmoe.config import Job
 from hpcmoe.engine import device, inputs, output
 from hpcmoe.engine.batch import Sequences
+from hpcmoe.engine.fit import plan_rank, planned
 from hpcmoe.engine.generate import Vote, generate
 from hpcmoe.engine.inputs import Inputs
-from hpcmoe.engine.memory import place, plan_sizes
+from hpcmoe.engine.memory import Memory, Sizes, place
 from hpcmoe.engine.output import Left
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
@@ -78,16 +79,25 @@ def _plan(world: World, job: Job, overwrite: bool, traced: bool) -> Plan:
 
 def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, origin: Provenance,
             recorded: Untraced) -> None:
+    model, lengths = plan.inputs.model.spec, plan.inputs.prompts.lengths[pool]
+    sizes, memory = plan_rank(world, model, job, lengths, placement, gpu.free_memory)
+    with planned(memory):
+        _compute(world, job, plan, pool, placement, sizes, memory, origin, recorded)
+
+
+def _compute(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, sizes: Sizes,
+             memory: Memory, origin: Provenance, recorded: Untraced) -> None:
     model, dtype = plan.inputs.model, array.DTYPES[job.compute.dtype]
-    sizes = plan_sizes(model.spec, job, plan.inputs.prompts.lengths[pool], world.size)
-    held = together(world, lambda: device.load(model, lambda layer: placement.held_by(world.rank), dtype, world.memory))
+    agreed = planned(memory)  # memory that is full in what all begin together is told once
+    held = together(world, agreed(lambda: device.load(model, lambda layer: placement.held_by(world.rank), dtype,
+                                                      world.memory)))
     compute_alone(job.compute.reproducible)
     way, turns = choose_way(world, job, model.spec, plan.probe), choose_turns(job, plan.probe)
     watch = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts)
     vote = Vote(world.comm, watch)
-    segments = together(world, lambda: device.open_segments(
+    segments = together(world, agreed(lambda: device.open_segments(
         world.comm, watch, model.spec, held, placement, sizes, job.generate, dtype, way, turns.most,
-        overlapped=turns.overlapped, nodes=world.nodes, trace=recorded))
+        overlapped=turns.overlapped, nodes=world.nodes, trace=recorded)))
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))

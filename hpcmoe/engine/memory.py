@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcmoe import array
 from hpcmoe.config import Job
+from hpcmoe.engine import footprint
+from hpcmoe.errors import size
 from hpcmoe.exchange.interface import MOST, PIECE
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
@@ -12,6 +15,8 @@ from hpcmoe.placement.plan import linear
 from hpcmoe.spec import ModelSpec, Moe
 from hpcmoe.types import Placement
 
+CPU_WEIGHT = 4
+"""Bytes of a weight on a CPU, whatever the dtype: see `array`."""
 MOST_SEQUENCES = 32
 """Sequences per rank, where the job leaves them to be planned."""
 MOST_TOKENS = 1024
@@ -31,7 +36,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest rank."""
+    """Bytes on the fullest rank: of its GPU where it computes there, else of its host."""
 
     weights: dict[str, int]
     """by part of the model"""
@@ -39,11 +44,21 @@ class Memory:
     exchange: int
     """the buffers of both directions under balanced routing; they grow where routing is uneven"""
     requests: int
-    """persistent requests and staged pieces, at most"""
+    """persistent requests and staged pieces, at most; on a GPU without the pieces"""
+    workspace: int = 0
+    """on a GPU: activations, and all else (`footprint.workspace`); a CPU's are small beside its weights"""
+    staged: int = 0
+    """on a GPU: staged pieces, at most; they lie in the host's memory, and are not part of the total"""
 
     @property
     def total(self) -> int:
-        return sum(self.weights.values()) + self.cache + self.exchange + self.requests
+        return sum(self.weights.values()) + self.cache + self.exchange + self.requests + self.workspace
+
+    def words(self) -> str:
+        """The plan in short."""
+        parts = {"weights": sum(self.weights.values()), "keys and values": self.cache,
+                 "exchange": self.exchange + self.requests, "workspace": self.workspace}
+        return f"{' + '.join(f'{name} {size(count)}' for name, count in parts.items() if count)} = {size(self.total)}"
 
 
 def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> Sizes:
@@ -55,37 +70,61 @@ def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> S
     return Sizes(min(sequences, tokens), tokens, length)
 
 
-def plan_memory(model: ModelSpec, job: Job, placement: Placement, sizes: Sizes, weight_size: int,
-                value_size: int) -> Memory:
-    """Bytes that the fullest rank needs, `weight_size` a weight and `value_size` an activation."""
+def plan_memory(model: ModelSpec, job: Job, placement: Placement, sizes: Sizes, memory: str) -> Memory:
+    """What the fullest rank needs where it computes in `memory`, one of `array.MEMORY`."""
     fullest = int(np.diff(placement.first).argmax())
-    held = weights.size(model, lambda layer: placement.held_by(fullest), weight_size)
+
+    def held(layer: int) -> list[int]:
+        return placement.held_by(fullest)
+    if memory == "device":
+        return _on_device(model, job, placement, sizes, weights.size(model, held, footprint.tensor))
+    taken = weights.size(model, held, lambda tensor: CPU_WEIGHT * tensor.values)
+    value = array.DTYPES[job.compute.dtype].itemsize
     exchange = requests = 0
     if model.moe:
-        exchange = 4 * sizes.tokens * model.moe.top_k * model.hidden * value_size
-        requests = _requests(model, model.moe, job, placement, sizes.tokens, value_size)
-    return Memory(held, cache.size(model, sizes.sequences, sizes.length, value_size), exchange, requests)
+        exchange = 4 * sizes.tokens * model.moe.top_k * model.hidden * value
+        rungs, pieces = _requests(model, model.moe, job, placement, sizes.tokens, value)
+        requests = pieces if _may_stage(job) else rungs
+    return Memory(taken, cache.size(model, sizes.sequences, sizes.length, value), exchange, requests)
 
 
-def _requests(model: ModelSpec, moe: Moe, job: Job, placement: Placement, tokens: int, value_size: int) -> int:
-    """Bytes of all that a job may make beside the buffers of exact counts.
+def _on_device(model: ModelSpec, job: Job, placement: Placement, sizes: Sizes, taken: dict[str, int]) -> Memory:
+    parts, wanted = micro_batches(job), sizes.tokens if job.mode == "score" else sizes.sequences
+    step = footprint.Step(model, placement, sizes.tokens, wanted)
+    rungs = pieces = 0
+    if model.moe:
+        rungs, pieces = _requests(model, model.moe, job, placement, sizes.tokens, 2)
+    return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), parts * footprint.exchange(step),
+                  0 if job.exchange.transport == "staged" else rungs, footprint.workspace(step, parts),
+                  pieces if _may_stage(job) else 0)
+
+
+def micro_batches(job: Job) -> int:
+    """Parts of a step, at most."""
+    return 2 if job.schedule.mode == "auto" else job.schedule.micro_batches
+
+
+def _may_stage(job: Job) -> bool:
+    return job.exchange.transport == "staged" or (job.exchange.transport == "auto" and bool(job.probe))
+
+
+def _requests(model: ModelSpec, moe: Moe, job: Job, placement: Placement, tokens: int,
+              value_size: int) -> tuple[int, int]:
+    """Bytes of all that a job may make beside the buffers of exact counts: of rungs, or of staged pieces.
 
     A ladder of rungs for 1, 2, 4, … rows a peer, with a buffer for each way, is less than four times its largest
     buffer; there is one for each direction of each micro-batch. Staged pieces go through two exchanges, each with
     buffers of its own.
     """
     mode, ranks, answers = job.exchange.mode, placement.ranks, min(moe.top_k, placement.most)
-    staged = job.exchange.transport == "staged" or (job.exchange.transport == "auto" and bool(job.probe))
     ladder = 4 if mode == "persistent" or (mode == "auto" and ranks > 1) else 0
-    taken = 0
+    rungs = pieces = 0
     for rows, trailer in (tokens, trailer_width(placement, moe.top_k)), (tokens * answers, 0):
         row = model.hidden * value_size + 2 * trailer
         largest = ranks * row << max(rows - 1, 0).bit_length()
-        if staged:
-            taken += 2 * (2 + ladder) * min(largest, max(2 * PIECE, ranks * row))
-        else:
-            taken += ladder * min(largest, MOST)
-    return taken * (2 if job.schedule.mode == "auto" else job.schedule.micro_batches)
+        rungs += ladder * min(largest, MOST)
+        pieces += 2 * (2 + ladder) * min(largest, max(2 * PIECE, ranks * row))
+    return rungs * micro_batches(job), pieces * micro_batches(job)
 
 
 def place(model: ModelSpec, ranks: int) -> Placement:

@@ -144,14 +144,14 @@ def _fill(source: Source, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     return out
 
 
-def size(model: ModelSpec, held: Held, itemsize: int) -> dict[str, int]:
-    """Bytes of the weights of one rank, by part of the model."""
+def size(model: ModelSpec, held: Held, taken: Callable[[Tensor], int]) -> dict[str, int]:
+    """Bytes of the weights of one rank, by part of the model; `taken` are those of one tensor."""
     parts: dict[str, int] = {}
     for layer in range(model.layers):
         mine = held(layer) if not model.is_dense(layer) else []
         for t in spec.layer_tensors(model, layer):
             if t.expert is None or t.expert in mine:
-                parts[t.part] = parts.get(t.part, 0) + t.values * itemsize
+                parts[t.part] = parts.get(t.part, 0) + taken(t)
     for t in spec.outer_tensors(model):
-        parts[t.part] = parts.get(t.part, 0) + t.values * itemsize
+        parts[t.part] = parts.get(t.part, 0) + taken(t)
     return parts

@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from hpcmoe import array, config, spec, tables
+from hpcmoe import config, spec, tables
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
-from hpcmoe.engine.memory import Memory, Sizes, place, plan_memory, plan_sizes
+from hpcmoe.engine.fit import Fit, advice, fit, largest
+from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, place, plan_memory, plan_sizes
 from hpcmoe.errors import JobError
 from hpcmoe.report import text
 from hpcmoe.spec import ModelSpec
+from hpcmoe.types import Placement
 
-CPU_WEIGHT = 4
-"""Bytes of a weight on a CPU, whatever the dtype: see `array`."""
+MANY = 1 << 20
+"""Sequences that are tried with a spec at most."""
 SHORT = 1024
 """Tokens of the sequence that a spec without a job is shown with."""
 SIZE = re.compile(r"(\d+|\d*\.\d+) *([kmgtp]?)(i?)b?")
@@ -29,26 +31,26 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
     out = text.console()
     if is_spec(path):
         model, job = spec.load(path), Job(str(path), prompts="", output="")
-        sizes = Sizes(1, 1, min(model.context, SHORT))
-        out.print(f"{path}: a spec without a job, shown with one sequence of {sizes.length} tokens")
+        found = _fit_alone(model, job, place(model, ranks), limit)
+        out.print(f"{path}: a spec without a job, shown with one sequence of {found.sizes.length} tokens")
+        more = f"{text.plural(found.most, 'sequence')} of {found.sizes.length} tokens"
     else:
         job = config.load(path, overrides)
-        found = inputs.read(job)
-        model = found.model.spec
-        lengths = found.prompts.lengths
-        sizes = plan_sizes(model, job, lengths, ranks)
-        left = output.look(job, found.identity(job))
+        read = inputs.read(job)
+        model, lengths = read.model.spec, read.prompts.lengths
+        found = _fit(model, job, lengths, place(model, ranks), limit)
+        left = output.look(job, read.identity(job))
         out.print(f"{path}: nothing wrong was found\n  model    {job.model} ({model.name})\n"
                   f"  prompts  {len(lengths)}, {lengths.min()} to {lengths.max()} tokens\n"
                   f"  output   {job.output}, {left.words()}")
-    memory = _memory(model, job, sizes, ranks, limit is not None)
-    out.print(_layout(model, sizes, ranks))
-    where = "on a CPU, where weights are float32" if limit is None else job.compute.dtype
+        more = f"schedule.max_sequences = {found.most}"
+    out.print(_layout(model, found.sizes, ranks))
+    where = "on a CPU, where weights are float32" if limit is None else "on its GPU, bfloat16"
     out.print(f"Memory of the fullest rank, {where}:")
-    out.print(_table(memory))
+    out.print(_table(found.memory))
     if limit is not None:
-        verdict(memory, limit, gpu_memory or "", place(model, ranks).most)
-        out.print(f"It fits: {text.size(memory.total)} of {gpu_memory}.")
+        verdict(found, limit, gpu_memory or "", place(model, ranks).most)
+        out.print(f"It fits: {text.size(found.memory.total)} of {gpu_memory}; the largest batch that does is {more}.")
 
 
 def is_spec(path: Path) -> bool:
@@ -66,9 +68,25 @@ def parse_size(words: str) -> float:
     return float(match[1]) * (1024 if match[3] else 1000) ** power
 
 
-def _memory(model: ModelSpec, job: Job, sizes: Sizes, ranks: int, gpu: bool) -> Memory:
-    value = array.DTYPES[job.compute.dtype].itemsize
-    return plan_memory(model, job, place(model, ranks), sizes, value if gpu else CPU_WEIGHT, value)
+def _fit(model: ModelSpec, job: Job, lengths: np.ndarray, placement: Placement, limit: float | None) -> Fit:
+    """The plan of a job; without a limit, on a CPU."""
+    if limit is None:
+        sizes = plan_sizes(model, job, lengths, placement.ranks)
+        return Fit(sizes, plan_memory(model, job, placement, sizes, "host"), 0)
+    if job.compute.dtype == "float32":
+        raise JobError("--gpu-memory: compute.dtype = float32 is computed on CPUs: set bfloat16, or leave it out")
+    return fit(model, job, lengths, placement, limit)
+
+
+def _fit_alone(model: ModelSpec, job: Job, placement: Placement, limit: float | None) -> Fit:
+    """The plan of one sequence; a step has all tokens of some prompts, or one of each sequence."""
+    length = min(model.context, SHORT)
+
+    def plan(sequences: int) -> Memory:
+        sizes = Sizes(sequences, max(sequences, min(MOST_TOKENS, sequences * length)), length)
+        return plan_memory(model, job, placement, sizes, "host" if limit is None else "device")
+    most = 0 if limit is None else largest(plan, limit, MANY)
+    return Fit(Sizes(1, min(MOST_TOKENS, length), length), plan(1), most)
 
 
 def _layout(model: ModelSpec, sizes: Sizes, ranks: int) -> str:
@@ -88,25 +106,18 @@ def _table(memory: Memory) -> Table:
     grid.add_row("keys and values", text.size(memory.cache))
     grid.add_row("exchange buffers, balanced routing", text.size(memory.exchange))
     if memory.requests:
-        grid.add_row("persistent requests, staged pieces, at most", text.size(memory.requests))
+        pieces = "" if memory.workspace else ", staged pieces"
+        grid.add_row(f"persistent requests{pieces}, at most", text.size(memory.requests))
+    if memory.workspace:
+        grid.add_row("workspace of a step, kernels", text.size(memory.workspace))
     grid.add_row("total", text.size(memory.total))
+    if memory.staged:
+        grid.add_row("beside it, in the host's memory: staged pieces, at most", text.size(memory.staged))
     return grid
 
 
-def verdict(memory: Memory, limit: float, words: str, slots: int) -> None:
-    """Raises `JobError` where `memory` is more than `limit` bytes, and says what would help.
-
-    `slots` is the number of experts per rank and layer.
-    """
-    if memory.total <= limit:
-        return
-    weights, experts = sum(memory.weights.values()), memory.weights.get("experts", 0)
-    if weights <= limit:
-        hint = "fewer or shorter sequences (schedule.max_sequences, generate.max_new_tokens) need less"
-    elif slots > 1 and weights - experts + experts / slots <= limit:
-        hint = f"the weights are {text.size(weights)}, and more ranks hold fewer experts each"
-    else:
-        part = max(memory.weights, key=lambda name: memory.weights[name])
-        hint = (f"the weights alone are {text.size(weights)}, and more ranks do not help: "
-                f"each holds all of the {part}, {text.size(memory.weights[part])}")
-    raise JobError(f"GPUs of {words} do not hold it: {text.size(memory.total)} per rank are needed; {hint}")
+def verdict(found: Fit, limit: float, words: str, slots: int) -> None:
+    """Raises `JobError` where the plan is more than `limit` bytes, and says what would help; `slots` as in `advice`."""
+    if found.memory.total > limit:
+        raise JobError(f"GPUs of {words} do not hold it: {text.size(found.memory.total)} per rank are needed; "
+                       f"{advice(found.memory, limit, found.most, slots)}")

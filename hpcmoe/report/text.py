@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+from hpcmoe.errors import size as size
 
 
 class Page(Console):
@@ -41,15 +41,6 @@ def table(*columns: str) -> Table:
     for name in columns:
         grid.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
     return grid
-
-
-def size(count: float) -> str:
-    """Bytes as people write them, in powers of ten: 64.1 GB."""
-    for unit in UNITS:
-        if abs(count) < 999.95 or unit == UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def plural(count: int, word: str) -> str:

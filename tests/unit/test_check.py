@@ -23,12 +23,13 @@ from helpers import (
     spec_file,
 )
 
-from hpcmoe import config
+from hpcmoe import config, spec
 from hpcmoe.config import Exchange, Job, Schedule
 from hpcmoe.engine import inputs
 from hpcmoe.engine.memory import Sizes, place, plan_memory
 from hpcmoe.files import parts, prompts, results
 from hpcmoe.files.parts import Part
+from hpcmoe.report.check import parse_size
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ class TestMemory:
         """At most a ladder of 128 MiB for each of two directions and micro-batches; pieces of up to 8 MiB."""
         job = Job("m", "p", "o", exchange=Exchange(**exchange), schedule=Schedule(**schedule))
         model = replace(MOE, hidden=4096)
-        memory = plan_memory(model, job, place(model, 4), Sizes(1, 8192, 64), 4, 4)
+        memory = plan_memory(model, job, place(model, 4), Sizes(1, 8192, 64), "host")
         assert memory.requests == mebibytes << 20
         assert memory.total - memory.requests == sum(memory.weights.values()) + memory.cache + memory.exchange
 
@@ -153,6 +154,48 @@ class TestMemory:
         job = job_files(tmp_path, 3)
         exact = check(job, "--ranks", 4, "--set", "exchange.mode=alltoallv")
         assert "at most" in check(job, "--ranks", 4).out and "at most" not in exact.out
+
+    def test_a_gpus_workspace_is_shown_and_staged_pieces_apart(self, check, tmp_path):
+        job = job_files(tmp_path, 3)
+        host = check(job, "--ranks", 4).out
+        gpu = check(job, "--ranks", 4, "--gpu-memory", "80GB", "--set", "exchange.transport=staged").out
+        assert "workspace of" in gpu and "workspace of" not in host
+        assert gpu.index("total") < gpu.index("in the host's memory: staged pieces")
+
+    @pytest.mark.parametrize("size", ["80GB", "141GB"])
+    def test_a_spec_alone_says_how_many_sequences_fit(self, size, check, seed61):
+        """No more of them do, and a smaller card holds fewer."""
+        found, = re.findall(r"It fits: .*the largest batch that does is (\d+) sequences of 1024 tokens",
+                            check(seed61, "--ranks", 16, "--gpu-memory", size).out)
+        model, job = spec.load(seed61), Job("m", "p", "o")
+        totals = [plan_memory(model, job, place(model, 16), Sizes(n, 1024, 1024), "device").total
+                  for n in (int(found), int(found) + 1)]
+        assert totals[0] <= parse_size(size) < totals[1]
+
+    def test_the_largest_batch_is_named_where_the_one_asked_for_does_not_fit(self, check, tmp_path):
+        job = job_files(tmp_path, 3, 7, 5, model_spec=replace(MOE, context=10**6))
+        more = "--ranks", 4, "--set", "generate.max_new_tokens=900000", "--set"
+        refused = check(job, "--gpu-memory", "2GB", *more, "schedule.max_sequences=30")
+        found, = re.findall(r"schedule\.max_sequences = (\d+)$", refused.err.strip())
+        assert refused.code == 2 and refused.err.count("\n") == 1 and "do not hold it" in refused.err
+        fits = check(job, "--gpu-memory", "2GB", *more, f"schedule.max_sequences={found}")
+        assert fits.code == 0 and f"largest batch that does is schedule.max_sequences = {found}." in fits.out
+        assert check(job, "--gpu-memory", "2GB", *more, f"schedule.max_sequences={int(found) + 1}").code == 2
+
+    def test_what_is_left_to_be_planned_is_planned_so_that_it_fits(self, check, tmp_path):
+        job = job_files(tmp_path, *[3] * 30, model_spec=replace(MOE, context=10**6))
+        result = check(job, "--gpu-memory", "2GB", "--set", "generate.max_new_tokens=900000")
+        found, = re.findall(r"schedule\.max_sequences = (\d+)", result.out)
+        assert result.code == 0 and 1 < int(found) < 30 and f"up to {found} sequences" in result.out
+
+    def test_not_even_one_sequence(self, check, tmp_path):
+        job = job_files(tmp_path, 3, model_spec=replace(MOE, context=10**8))
+        refused = check(job, "--gpu-memory", "2GB", "--set", "generate.max_new_tokens=90000000")
+        assert refused.code == 2 and "not even one sequence fits" in refused.err and refused.err.count("\n") == 1
+
+    def test_float32_is_not_for_gpus(self, check, tmp_path):
+        job = job_files(tmp_path, 3)
+        assert_one_line(check(job, "--gpu-memory", "80GB", "--set", "compute.dtype=float32"), 2, "computed on CPUs")
 
     def test_without_a_size_a_cpus_needs_are_shown(self, check, seed61):
         """float32 weights: twice those of the GPU."""

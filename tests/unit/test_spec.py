@@ -131,7 +131,7 @@ class TestTensors:
     @settings(deadline=None)
     def test_ranks_together_hold_every_expert_once(self, model, ranks):
         placement = linear(model.experts, ranks)
-        held = [weights.size(model, lambda layer, r=r: placement.held_by(r), 1) for r in range(ranks)]
+        held = [weights.size(model, lambda layer, r=r: placement.held_by(r), lambda t: t.values) for r in range(ranks)]
         whole = sum(t.values for t in spec.tensors(model) if t.expert is not None)
         assert sum(sizes.get("experts", 0) for sizes in held) == whole
 
@@ -148,7 +148,7 @@ class TestSeed:
     def sizes(self) -> dict[str, int]:
         model = spec.from_table(tables.parse(SEED61))
         placement = linear(model.experts, 16)
-        return weights.size(model, lambda layer: placement.held_by(5), BFLOAT16)
+        return weights.size(model, lambda layer: placement.held_by(5), lambda t: BFLOAT16 * t.values)
 
     def test_attention_is_57_gb(self, sizes):
         assert round(sizes["attention"] / 1e9, 1) == 57.3

@@ -1,0 +1,114 @@
+"""What a rank takes of its GPU, from shapes alone: the arrays of `device`, `engine.gpu` and `engine.room` in bytes.
+
+Needs no CuPy. T tokens of a step, any of whose micro-batches may have them all, for spans stay whole; B rows whose
+logits are wanted; N rows that the fullest rank computes. Values are bfloat16, 2 bytes.
+"""
+
+from dataclasses import dataclass
+
+from hpcmoe.device.scratch import LOGITS, TILE, WORKSPACE
+from hpcmoe.exchange.route import trailer_width
+from hpcmoe.model import cache
+from hpcmoe.spec import ModelSpec, Tensor
+from hpcmoe.types import Placement
+
+GRANULE = 1 << 21
+"""Bytes of a page of CUDA's: what is larger than half of one takes whole pages."""
+GROWTH = 2
+"""Buffers and mirrors that grow do so by doubling, so they are less than twice the largest that was asked for."""
+OVERHEAD = 1 << 28
+"""Bytes for what is no array of ours: kernels and handles of CUDA and cuBLASLt, and the ends of pages."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step at its fullest, on the fullest rank."""
+
+    model: ModelSpec
+    placement: Placement
+    tokens: int
+    """T"""
+    wanted: int
+    """B"""
+
+    @property
+    def computed(self) -> int:
+        """N under balanced routing: the answers of all ranks' tokens, by the slots of the fullest rank."""
+        moe, placement = self.model.moe, self.placement
+        if not moe:
+            return 0
+        return -(-placement.ranks * self.tokens * moe.top_k * placement.most // moe.experts)
+
+    @property
+    def trailer(self) -> int:
+        """int16 values behind a row on its way to the experts."""
+        return trailer_width(self.placement, self.model.moe.top_k) if self.model.moe else 0
+
+
+def tensor(found: Tensor) -> int:
+    """Bytes of a weight as `device.weights.keep` keeps it: matrices in bfloat16, vectors in float32 at most."""
+    size = (4 if len(found.shape) == 1 else 2) * found.values
+    return -(-size // GRANULE) * GRANULE if size > GRANULE // 2 else size
+
+
+def kv_cache(model: ModelSpec, sequences: int, length: int) -> int:
+    """Bytes of a `device.attention.KvCache`: keys and values, and a cosine and a sine for each pair of a head."""
+    return cache.size(model, sequences, length, 2) + 2 * length * model.attention.head_dim
+
+
+def exchange(step: Step) -> int:
+    """Bytes of a lane's four buffers under balanced routing: rows out and in, with trailers; answers out and in.
+
+    A token goes to a rank once, and its K answers come home one by one.
+    """
+    moe, T, H = step.model.moe, step.tokens, step.model.hidden
+    if not moe:
+        return 0
+    ranks = step.placement.ranks
+    rows = T * min(moe.top_k, ranks) + min(step.computed, ranks * T)
+    return GROWTH * 2 * (rows * (H + step.trailer) + (step.computed + T * moe.top_k) * H)
+
+
+def workspace(step: Step, micro_batches: int) -> int:
+    """Bytes beside weights, cache and exchange.
+
+    What a segment needs for itself only is given back at its end. All segments are added up nevertheless: the pool's
+    blocks seldom fit the arrays of another segment, and it gives blocks back only when memory is full.
+    """
+    return micro_batches * _kept(step) + _attention(step) + _feed_forward(step) + _head(step) + WORKSPACE + OVERHEAD
+
+
+def _kept(step: Step) -> int:
+    """Of a micro-batch, as long as its step takes: its `Room`, and what its `Work` refers to."""
+    model, moe, T = step.model, step.model.moe, step.tokens
+    K, ranks = moe.top_k if moe else 1, step.placement.ranks
+    streams = 2 * T * model.hidden * (3 if moe and moe.shared_hidden else 2)  # x, normed, the shared expert's answer
+    route = 4 * 5 * T * K + 4 * 2 * max(1, -(-T // TILE)) * ranks  # five [T, K]; rows and answers of each tile
+    load = 8 * model.layers * max(model.experts, 1)
+    mirrors = GROWTH * (T * (5 * 4 + 8) + step.computed * 2 * 4)  # int32 and u of tokens; source and target_row
+    return streams + route + load + mirrors
+
+
+def _attention(step: Step) -> int:
+    """The normed input, queries with keys and values, the turned queries, attention's output `[T, heads * head_dim]`,
+    and the block's `[T, H]`, that of the layer before beside it; then the gate's float32 logits."""
+    a, T = step.model.attention, step.tokens
+    return 2 * T * (3 * step.model.hidden + 3 * a.query_width + 2 * a.kv_width) + 4 * T * step.model.experts
+
+
+def _feed_forward(step: Step) -> int:
+    """gate_up `[rows, 2 I]`, their product `[rows, I]`, and down's output, for dense layers, the shared expert (whose
+    output is kept, but which has a weight for each row), and the rank's own experts, to all of which but one no row may
+    come; these copy their rows first, and their trailers."""
+    model, T, N, H = step.model, step.tokens, step.computed, step.model.hidden
+    values = T * (3 * model.dense.hidden + H) if model.dense else 0
+    if model.moe:
+        values += T * (3 * model.moe.shared_hidden + 1) if model.moe.shared_hidden else 0
+        values += N * (3 * model.moe.hidden + 2 * H + step.trailer)
+    return 2 * values
+
+
+def _head(step: Step) -> int:
+    """The normed rows and logits of as many rows as are held at once; the token, target and probability of all."""
+    rows = min(step.wanted, max(1, LOGITS // step.model.vocabulary))
+    return 2 * rows * (step.model.hidden + step.model.vocabulary) + 2 * 8 * step.wanted
