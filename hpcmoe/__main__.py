@@ -81,7 +81,8 @@ SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
 @click.argument("job", type=FILE)
 @SET
 @click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Ranks that the job will have.")
-@click.option("--gpu-memory", metavar="SIZE", help="Memory of each GPU, as 80GB; without it, a CPU's needs are shown.")
+@click.option("--gpu-memory", metavar="SIZE",
+              help="Memory of each GPU, as 80GB: does it fit, and what would? Without it, a CPU's needs are shown.")
 def check(job: Path, overrides: tuple[str, ...], ranks: int, gpu_memory: str | None) -> None:
     """Check JOB and all that it names, without MPI and without a GPU, and show the memory that each rank needs.
 

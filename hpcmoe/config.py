@@ -47,7 +47,8 @@ class Schedule:
     mode: str = key("auto", help="how micro-batches take turns; auto cuts a step in two where the probe found that it "
                                  "pays, and never without one", choices=("auto", "serial", "overlapped"))
     micro_batches: int = key(2, help="parts of a step that take turns, where mode is serial or overlapped", least=1)
-    max_sequences: int = key(0, help="sequences that a rank works on at once; 0 = planned", least=0)
+    max_sequences: int = key(0, help="sequences that a rank works on at once; 0 = planned, on a GPU no more "
+                                  "than its memory holds", least=0)
     max_tokens: int = key(0, help="tokens that a rank computes in one step at most; 0 = planned", least=0)
 
 

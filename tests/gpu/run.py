@@ -16,13 +16,13 @@ LIMIT = 600
 
 def run(ranks: int, *words: str) -> bool:
     """Whether the tests pass."""
-    command = [sys.executable, "-m", "pytest", str(HERE / "test_kernels.py"), str(HERE / "test_weights.py"),
-               *words]
+    command = [sys.executable, str(HERE / "rank.py"), "-m", "pytest",
+               *(str(HERE / f"test_{name}.py") for name in ("kernels", "weights", "memory")), *words]
     if ranks:
         mpiexec = Path(sys.executable).with_name("mpiexec")
         command = [str(mpiexec), "-n", str(ranks), sys.executable, str(HERE / "rank.py"), "-m", "pytest", "-x",
                    "--with-mpi", str(HERE / "test_model.py"), *words]
-    print(f"\n== on the GPU, {f'{ranks} ranks' if ranks else 'kernels'}", flush=True)
+    print(f"\n== on the GPU, {f'{ranks} ranks' if ranks else 'kernels, memory'}", flush=True)
     return subprocess.run(command, timeout=LIMIT, check=False,
                           env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).returncode == 0
 
