@@ -5,17 +5,12 @@ import numpy as np
 
 from hpcmoe import array
 from hpcmoe.device.cuda import launch
+from hpcmoe.device.scratch import parts, whole_blocks
 from hpcmoe.kernels import rope
 from hpcmoe.spec import ModelSpec
 
 WIDEST = 256
 """Values of a head at most."""
-BLOCK = 128
-"""Tokens of a block, to cuDNN."""
-CHUNK = 256
-"""Keys of a block of `decode`, as in attention.cu."""
-PARTS = 1 << 24
-"""float32 values that the parts of sums may take, where one token does not need more."""
 ROPE_HEADS = 8
 """Heads of a block, one for each warp."""
 
@@ -29,15 +24,8 @@ class KvCache:
         self.k, self.v = (cupy.zeros((model.layers, slots, a.kv_heads, length, a.head_dim), np.uint16) for _ in "kv")
         angles = rope.tables(np.arange(length), rope.frequencies(a.head_dim, a.rope_theta), array.BFLOAT16)
         self.cos, self.sin = (cupy.asarray(angle.view(np.uint16).reshape(length, -1)) for angle in angles)
-        self.splits = -(-length // CHUNK)
-        self.rows = max(1, min(slots, PARTS // (a.heads * self.splits * (a.head_dim + 2))))
-        self.parts = cupy.empty((self.rows, a.heads, self.splits, a.head_dim + 2), np.float32)
-        self.tickets = cupy.zeros((self.rows, a.heads), np.int32)
-
-
-def whole_blocks(length: int) -> int:
-    """Positions that a cache for sequences of `length` tokens has: cuDNN reads whole blocks."""
-    return -(-length // BLOCK) * BLOCK
+        self.parts = cupy.empty(parts(a.heads, a.head_dim, slots, length), np.float32)
+        self.tickets = cupy.zeros(self.parts.shape[:2], np.int32)
 
 
 def extend(model: ModelSpec, qkv: cupy.ndarray, cache: KvCache, layer: int, slot: cupy.ndarray,
@@ -70,10 +58,11 @@ def decode(model: ModelSpec, q: cupy.ndarray, cache: KvCache, layer: int, slot: 
     a = model.attention
     group = 1 << (-(-a.head_dim // 8) - 1).bit_length()
     count = len(q if row is None else row)
-    for first in range(0, count, cache.rows):
-        part = slice(first, min(first + cache.rows, count))
+    most, _, splits, _ = cache.parts.shape
+    for first in range(0, count, most):
+        part = slice(first, min(first + most, count))
         tokens = (q[part], slot[part], position[part], out[part], None) if row is None else (
             q, slot, position, out, row[part])
-        launch("attention.decode", (part.stop - first, a.heads, cache.splits), tokens[0], cache.k[layer],
+        launch("attention.decode", (part.stop - first, a.heads, splits), tokens[0], cache.k[layer],
                cache.v[layer], tokens[1], tokens[2], tokens[4], tokens[3], cache.parts, cache.tickets, a.heads,
                a.kv_heads, a.head_dim, cache.k.shape[3], a.window, a.head_dim ** -0.5, group, threads=128)

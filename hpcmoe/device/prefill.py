@@ -12,7 +12,8 @@ import cudnn
 import cupy
 import numpy as np
 
-from hpcmoe.device.attention import BLOCK, KvCache
+from hpcmoe.device.attention import KvCache
+from hpcmoe.device.scratch import BLOCK
 from hpcmoe.spec import ModelSpec
 
 

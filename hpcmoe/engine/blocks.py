@@ -7,19 +7,17 @@ import numpy as np
 
 from hpcmoe.device import attention, norm, rows
 from hpcmoe.device.attending import Attending
-from hpcmoe.device.attention import BLOCK, KvCache
+from hpcmoe.device.attention import KvCache
 from hpcmoe.device.gate import Map, choose, make_map, order
 from hpcmoe.device.gemm import Gemm
 from hpcmoe.device.graph import Graphs
+from hpcmoe.device.scratch import BLOCK, RECURRING
 from hpcmoe.device.swiglu import swiglu, weigh
 from hpcmoe.engine.room import Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Placement
-
-RECURRING = 256
-"""Tokens of a micro-batch up to which its work is captured, where each is a sequence's next one: as many come again."""
 
 
 class Blocks:

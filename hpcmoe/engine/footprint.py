@@ -5,8 +5,9 @@ logits are wanted; N rows that the fullest rank computes. Values are bfloat16, 2
 """
 
 from dataclasses import dataclass
+from math import prod
 
-from hpcmoe.device.scratch import LOGITS, TILE, WORKSPACE
+from hpcmoe.device.scratch import BLOCK, LOGITS, RECURRING, TILE, WORKSPACE, parts, whole_blocks
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache
 from hpcmoe.spec import ModelSpec, Tensor
@@ -16,8 +17,8 @@ GRANULE = 1 << 21
 """Bytes of a page of CUDA's: what is larger than half of one takes whole pages."""
 GROWTH = 2
 """Buffers and mirrors that grow do so by doubling, so they are less than twice the largest that was asked for."""
-OVERHEAD = 1 << 28
-"""Bytes for what is no array of ours: kernels and handles of CUDA and cuBLASLt, and the ends of pages."""
+OVERHEAD = 1 << 29
+"""Bytes for what is no array of ours: kernels, graphs and handles of CUDA, cuBLAS and cuDNN, and the ends of pages."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ def tensor(found: Tensor) -> int:
 
 
 def kv_cache(model: ModelSpec, sequences: int, length: int) -> int:
-    """Bytes of a `device.attention.KvCache`: keys and values, and a cosine and a sine for each pair of a head."""
-    return cache.size(model, sequences, length, 2) + 2 * length * model.attention.head_dim
+    """Bytes of a `device.attention.KvCache`: keys and values, a cosine and a sine for each pair of a head, the parts of
+    sums along long sequences."""
+    a, length = model.attention, whole_blocks(length)
+    split = 4 * prod(parts(a.heads, a.head_dim, sequences, length))
+    return cache.size(model, sequences, length, 2) + 2 * length * a.head_dim + split
 
 
 def exchange(step: Step) -> int:
@@ -91,9 +95,11 @@ def _kept(step: Step) -> int:
 
 def _attention(step: Step) -> int:
     """The normed input, queries with keys and values, the turned queries, attention's output `[T, heads * head_dim]`,
-    and the block's `[T, H]`, that of the layer before beside it; then the gate's float32 logits."""
-    a, T = step.model.attention, step.tokens
-    return 2 * T * (3 * step.model.hidden + 3 * a.query_width + 2 * a.kv_width) + 4 * T * step.model.experts
+    and the block's `[T, H]`, that of the layer before beside it; then the gate's float32 logits. Once more for the
+    tokens that graphs take, which have a pool of their own."""
+    a, T = step.model.attention, step.tokens + min(step.wanted, RECURRING)
+    values = T * (3 * step.model.hidden + 3 * a.query_width + 2 * a.kv_width) + 2 * BLOCK * a.query_width
+    return 2 * values + 4 * T * step.model.experts
 
 
 def _feed_forward(step: Step) -> int:

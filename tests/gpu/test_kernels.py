@@ -85,7 +85,7 @@ def sequences(rng, model, slots, length):
 
 def attention_case(seed, d, length):
     """A model of one attention, and random spans, projections and cache."""
-    from hpcmoe.device.attention import whole_blocks
+    from hpcmoe.device.scratch import whole_blocks
     rng = np.random.default_rng(seed)
     kv, group = int(rng.integers(1, 4)), int(rng.integers(1, 4))
     clip, window, slots = 1.25 * (seed % 3 == 0), 5 * (seed % 4 == 1) + 300 * (seed % 4 == 2), 5
@@ -127,13 +127,14 @@ def test_attention_through_the_cache(seed, d, length):
     from hpcmoe.device import attention
     from hpcmoe.device.attending import SHORT, Attending
     from hpcmoe.device.cuda import Mirror
+    from hpcmoe.device.scratch import BLOCK
     model, spans, past, qkv, slots = attention_case(seed, d, length)
     cache, width = attention.KvCache(model, slots, length), model.attention.query_width
     cache.k[...], cache.v[...] = there(past[0]), there(past[1])
     slot = there(np.repeat([s for s, *_ in spans], [n for *_, n in spans]).astype(np.int32))
     position = there(np.concatenate([np.arange(first, first + n) for _, first, n in spans]).astype(np.int32))
     T = len(qkv)
-    q, exact = there(some(np.random.default_rng(0), T + attention.BLOCK, width)), there(np.zeros((T, width), BF16))
+    q, exact = there(some(np.random.default_rng(0), T + BLOCK, width)), there(np.zeros((T, width), BF16))
     attention.extend(model, there(qkv), cache, 1, slot, position, q)
     attention.attend(model, q[:T], cache, 1, slot, position, exact)
     turned, want, wide = by_numpy(model, spans, past, qkv)
@@ -143,7 +144,7 @@ def test_attention_through_the_cache(seed, d, length):
     assert np.mean(here(exact) == want) > 0.99
 
     if d % 8 == 0:
-        one_by_one, together = there(np.zeros((T, width), BF16)), there(np.zeros((T + attention.BLOCK, width), BF16))
+        one_by_one, together = there(np.zeros((T, width), BF16)), there(np.zeros((T + BLOCK, width), BF16))
         attention.decode(model, q[:T], cache, 1, slot, position, one_by_one)
         assert np.abs(here(one_by_one).astype(np.float32) - wide).max() < 0.01
         attending = Attending(model, cache, cupy.cuda.Stream.null)

@@ -44,10 +44,12 @@ class TestFootprint:
     """Bytes against the shapes that the arrays have."""
 
     def test_the_cache(self):
-        a, slots, length = MOE.attention, 3, 50
-        keys = np.empty((MOE.layers, slots, a.kv_heads, length, a.head_dim), np.uint16)
-        angles = rope.tables(np.arange(length), rope.frequencies(a.head_dim, a.rope_theta), array.BFLOAT16)
-        assert footprint.kv_cache(MOE, slots, length) == 2 * keys.nbytes + sum(angle.nbytes for angle in angles)
+        """Of 3 sequences of 300 tokens: 384 positions, in two chunks of keys."""
+        a = MOE.attention
+        keys = np.empty((MOE.layers, 3, a.kv_heads, 384, a.head_dim), np.uint16)
+        angles = rope.tables(np.arange(384), rope.frequencies(a.head_dim, a.rope_theta), array.BFLOAT16)
+        parts = np.empty((3, a.heads, 2, a.head_dim + 2), np.float32)
+        assert footprint.kv_cache(MOE, 3, 300) == sum(part.nbytes for part in (keys, keys, *angles, parts))
 
     def test_weights(self):
         """Vectors are float32; large matrices take whole pages."""
