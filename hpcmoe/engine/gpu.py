@@ -25,7 +25,7 @@ from hpcmoe.engine.timer import Timer
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.exchange.interface import Flight, Rows
-from hpcmoe.exchange.lane import Lane, Way, open_lane
+from hpcmoe.exchange.lane import Lane, Way, open_lanes
 from hpcmoe.exchange.route import plan_receive, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels.choice import uniform
@@ -225,6 +225,6 @@ def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights,
     """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
     check_model(model)
     cache = KvCache(model, sizes.sequences, sizes.length)
-    lanes = [open_lane(comm, watch.idle, way) for _ in range(micro_batches)]
+    lanes = open_lanes(comm, watch.idle, way, micro_batches)
     rooms = [Room(model, sizes.tokens, comm.size) for _ in range(micro_batches)]
     return GpuSegments(model, held, cache, placement, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes, trace)

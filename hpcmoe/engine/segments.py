@@ -13,7 +13,7 @@ from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.exchange.interface import Flight, Rows
-from hpcmoe.exchange.lane import Lane, Way, open_lane
+from hpcmoe.exchange.lane import Lane, Way, open_lanes
 from hpcmoe.exchange.route import plan_receive, plan_send
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels import choice, combine, norm, pack, rope
@@ -259,7 +259,7 @@ def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights,
                 nodes: Sequence[int], trace: Untraced | None) -> CpuSegments:
     """See `device.open_segments`. Collective over `comm`."""
     cache = KvCache(model, sizes.sequences, sizes.length, dtype)
-    lanes = [open_lane(comm, watch.idle, way) for _ in range(micro_batches)]
+    lanes = open_lanes(comm, watch.idle, way, micro_batches)
     stream: Stream = Worker() if overlapped else AtOnce()
     return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, chooser(rules), dtype,
                        keep_logits, nodes, trace)

@@ -39,16 +39,18 @@ class Way:
     """where rows are computed: one of `array.MEMORY`"""
 
 
-def open_lane(comm, idle: Idle, way: Way) -> Lane:
-    """Exchanges as `way` says. Collective over `comm`."""
-    return Lane(Headers(comm, idle), open_rows(comm, idle, way), open_rows(comm, idle, way))
+def open_lanes(comm, idle: Idle, way: Way, count: int) -> list[Lane]:
+    """Exchanges of `count` micro-batches, as `way` says. Collective over `comm`."""
+    line: list[Staged] = []
+    return [Lane(Headers(comm, idle), open_rows(comm, idle, way, line), open_rows(comm, idle, way, line))
+            for _ in range(count)]
 
 
-def open_rows(comm, idle: Idle, way: Way) -> Rows:
-    """One of the two directions. Collective over `comm`."""
+def open_rows(comm, idle: Idle, way: Way, line: list[Staged] | None = None) -> Rows:
+    """One of the two directions; `line` as in `Staged`. Collective over `comm`."""
     if way.transport == "staged":
         host = replace(way, transport="device", memory="pinned" if way.memory == "device" else "host")
-        return Staged(comm, idle, lambda: open_rows(comm, idle, host), way.memory)
+        return Staged(comm, idle, lambda: open_rows(comm, idle, host), way.memory, [] if line is None else line)
     if way.mode == "alltoallv" or (way.mode == "auto" and way.speeds is None):
         return Alltoallv(comm, idle, way.memory)
     pays = way.speeds.persistent_pays if way.mode == "auto" and way.speeds else always

@@ -21,9 +21,14 @@ class Staged:
 
     stage = "exchange"
 
-    def __init__(self, comm, idle: Idle, make: Callable[[], Rows], memory: str = "host") -> None:
-        """`make` opens an exchange of the host's memory; it is called twice. `memory` is that of the rows."""
-        self._size, self._me, self._idle = comm.size, comm.rank, idle
+    def __init__(self, comm, idle: Idle, make: Callable[[], Rows], memory: str, line: list["Staged"]) -> None:
+        """`make` opens an exchange of the host's memory; it is called twice. `memory` is that of the rows.
+
+        `line` is shared by all that may be under way together; it holds those that are, in the order of their starts,
+        which is the same on all ranks. Only the first moves: by turns both would arrive when the last one does, and
+        what is to be computed with the first one's rows would wait for no reason.
+        """
+        self._size, self._me, self._idle, self._line = comm.size, comm.rank, idle, line
         self._ferries = Ferry(make(), memory), Ferry(make(), memory)
         self._out, self._in = Buffer(memory), Buffer(memory)
 
@@ -53,6 +58,7 @@ class Staged:
             ferry.load(self._cut(piece, height, extent) for piece in pieces[first::2])
         for ferry in self._ferries:
             ferry.leave()
+        self._line.append(self)
 
     def _cut(self, piece: int, height: int, extent: Extent) -> "Piece":
         """The `piece`-th one, with `height` rows of each block at most."""
@@ -66,7 +72,9 @@ class Staged:
 
     def test(self) -> bool:
         """See `interface.Flight`."""
-        return all([ferry.test() for ferry in self._ferries])
+        while self._line and all([ferry.test() for ferry in self._line[0]._ferries]):
+            self._line.pop(0)
+        return self not in self._line
 
     def wait(self) -> None:
         """See `interface.Flight`."""

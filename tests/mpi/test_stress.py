@@ -14,11 +14,11 @@ from hpcmoe.engine.stream import Event
 from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange import persistent, staged
 from hpcmoe.exchange.interface import Flight, Rows
-from hpcmoe.exchange.lane import Lane, open_lane
+from hpcmoe.exchange.lane import Lane, open_lanes
 from hpcmoe.types import Layout, dense
 
 pytestmark = pytest.mark.mpi
-LANES = 3
+LANES = 4
 TRIPS = 48
 """Of each lane, before others are opened."""
 
@@ -115,7 +115,8 @@ def trips(lane: Lane, checker: Checker, rng: np.random.Generator, first: int,
 def campaign(comm, alarm: Alarm, first: int) -> list[str]:
     """A number of trips on lanes of random modes; the problems of this rank. Collective."""
     checker, rng = Checker(comm.rank), np.random.default_rng(first)
-    lanes = [open_lane(comm, alarm.idle, WAYS[n]) for n in rng.choice(len(WAYS), LANES, replace=False)]
+    lanes = [lane for n in rng.choice(len(WAYS), LANES // 2, replace=False)
+             for lane in open_lanes(comm, alarm.idle, WAYS[n], 2)]
     steps = [trips(lane, checker, np.random.default_rng([first, n]), first + n * TRIPS, comm.size, comm.rank)
              for n, lane in enumerate(lanes)]
     schedule.overlapped(steps, Clock(), alarm.idle, alarm.attend)
