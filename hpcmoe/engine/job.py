@@ -88,16 +88,15 @@ def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Plac
 def _compute(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, sizes: Sizes,
              memory: Memory, origin: Provenance, recorded: Untraced) -> None:
     model, dtype = plan.inputs.model, array.DTYPES[job.compute.dtype]
-    agreed = planned(memory)  # memory that is full in what all begin together is told once
-    held = together(world, agreed(lambda: device.load(model, lambda layer: placement.held_by(world.rank), dtype,
-                                                      world.memory)))
+    load = planned(memory)(device.load)  # all ranks come to its end, so what is wrong is told once
+    held = together(world, lambda: load(model, lambda layer: placement.held_by(world.rank), dtype, world.memory))
     compute_alone(job.compute.reproducible)
     way, turns = choose_way(world, job, model.spec, plan.probe), choose_turns(job, plan.probe)
     watch = Watch(world.comm, world.idle, job.exchange.timeout, world.hosts)
     vote = Vote(world.comm, watch)
-    segments = together(world, agreed(lambda: device.open_segments(
+    segments = together(world, lambda: device.open_segments(
         world.comm, watch, model.spec, held, placement, sizes, job.generate, dtype, way, turns.most,
-        overlapped=turns.overlapped, nodes=world.nodes, trace=recorded)))
+        overlapped=turns.overlapped, nodes=world.nodes, trace=recorded))
     sequences = Sequences(model.spec, job, sizes.sequences, sizes.tokens)
     record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                     (model.spec.layers, model.spec.experts))
