@@ -10,8 +10,8 @@ from hpcmoe.types import Extent, Layout
 
 MOST = 1 << 25
 """Bytes of one rung's rows to all peers, above which exact counts take over."""
-PIECE = 1 << 22
-"""Bytes of a staged piece to all peers."""
+PIECE = 1 << 24
+"""Bytes of a staged piece to all peers: fewer would cost more of the main thread than copies beside them save."""
 PATIENCE = 5000
 """Looks at a request, some milliseconds of them, after which every rank rests between two."""
 

@@ -141,9 +141,9 @@ class TestMemory:
 
     @pytest.mark.parametrize("exchange, schedule, mebibytes", [
         ({}, {}, 512), ({}, {"mode": "serial", "micro_batches": 1}, 256), ({"mode": "alltoallv"}, {}, 0),
-        ({"transport": "staged"}, {}, 384), ({"transport": "staged", "mode": "alltoallv"}, {}, 128)])
+        ({"transport": "staged"}, {}, 1536), ({"transport": "staged", "mode": "alltoallv"}, {}, 512)])
     def test_persistent_requests_and_staged_pieces_count(self, exchange, schedule, mebibytes):
-        """At most a ladder of 128 MiB for each of two directions and micro-batches; pieces of up to 8 MiB."""
+        """At most a ladder of 128 MiB for each of two directions and micro-batches; pieces of up to 32 MiB."""
         job = Job("m", "p", "o", exchange=Exchange(**exchange), schedule=Schedule(**schedule))
         model = replace(MOE, hidden=4096)
         memory = plan_memory(model, job, place(model, 4), Sizes(1, 8192, 64), "host")
