@@ -15,7 +15,7 @@ from hpcmoe.config import Exchange, Job
 from hpcmoe.engine import ways
 from hpcmoe.exchange import persistent
 from hpcmoe.exchange.lane import Way
-from hpcmoe.exchange.staged import Staged
+from hpcmoe.exchange.staged import Ferry
 from hpcmoe.files import probe, prompts
 from hpcmoe.files.probe import ENDED, WORKS, WRONG, Probe, Verdicts
 from hpcmoe.report import probe as page
@@ -52,13 +52,14 @@ def test_every_transport_works(world, everywhere):
 
 def test_rows_that_come_damaged_are_noticed(world, everywhere, monkeypatch):
     """On the last rank alone; all ranks must know."""
-    whole = Staged._end
+    whole = Ferry._land
 
     def damaged(self):
+        arrived = self._piece.arrived
         whole(self)
         if world.rank == world.size - 1:
-            self.arrived[-1:] ^= 1
-    monkeypatch.setattr(Staged, "_end", damaged)
+            arrived[-1:] ^= 1
+    monkeypatch.setattr(Ferry, "_land", damaged)
     found = bench.try_ways(world, 12, [], lambda line: None, lambda works: None)
     right = {("device", "alltoallv"): WORKS, ("device", "persistent"): WORKS, ("staged", "alltoallv"): WRONG}
     everywhere([] if found == right else [f"{found}"])
