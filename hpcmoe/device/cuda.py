@@ -12,6 +12,8 @@ NOTHING = np.uintp(0)
 """A null pointer."""
 THREADS = 256
 """Of a block, where nothing else is said."""
+SHARED = 48 * 1024
+"""Bytes of shared memory that a block has without asking for more."""
 
 
 @cache
@@ -40,7 +42,16 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, threads: i
     """
     grid = (grid,) if isinstance(grid, int) else grid
     if min(grid) > 0:
-        _kernel(*kernel.split("."))(grid, (threads,), tuple(map(_argument, arguments)), shared_mem=shared)
+        function = _kernel(*kernel.split("."))
+        if shared > SHARED:
+            function.max_dynamic_shared_size_bytes = shared
+        function(grid, (threads,), tuple(map(_argument, arguments)), shared_mem=shared)
+
+
+@cache
+def copies_in_bulk() -> bool:
+    """Whether this GPU's copy engines move rows to and from shared memory (Hopper's and later ones')."""
+    return int(cupy.cuda.Device().compute_capability) >= 90
 
 
 def _argument(value: Any) -> Any:

@@ -26,35 +26,50 @@ __device__ __forceinline__ int best_of(const float *values, int count, float &va
     return index;
 }
 
-// A warp per token. logits [T, E], bias [E] or null, expert and weight [T, K], load [E] (added to).
-// Dynamic shared memory: 2 E + groups floats for each warp of the block.
-extern "C" __global__ void choose(const float *logits, const float *bias, int *expert, float *weight,
-                                  unsigned long long *load, int T, int E, int K, int score, int groups,
-                                  int groups_kept, int counted, int renormalise, int round_logits, int round_weights,
-                                  float scale) {
+// Bits that order as the values do, above 0; -0 is 0.
+__device__ __forceinline__ unsigned ordered(float value) {
+    unsigned bits = __float_as_uint(__fadd_rn(value, 0.0f));
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// A warp per token, whose lanes hold PER experts each: E up to 32 PER. logits [T, E], bias [E] or null, expert and weight
+// [T, K], load [E] (added to). Dynamic shared memory: K floats for each warp of the block; E + groups more with groups.
+template <int PER>
+__device__ __forceinline__ void choose_from(const float *logits, const float *bias, int *expert, float *weight,
+                                            unsigned long long *load, int T, int E, int K, int score, int groups,
+                                            int groups_kept, int counted, int renormalise, int round_logits,
+                                            int round_weights, float scale) {
     extern __shared__ float memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = blockIdx.x * (blockDim.x / 32) + warp;
     if (t >= T) return;
-    float *scores = memory + warp * (2 * E + groups), *ranking = scores + E, *of_group = ranking + E;
-    float top = -INFINITY, sum = 0;
-    for (int e = lane; e < E; e += 32) {
-        float logit = logits[(long long)t * E + e];
-        scores[e] = logit = round_logits ? rounded(logit) : logit;
-        top = fmaxf(top, logit);
+    float *weights = memory + warp * (K + (groups > 1 ? E + groups : 0)), *ranking = weights + K;
+    float *of_group = ranking + E, scores[PER], top = -INFINITY, sum = 0;
+    unsigned keys[PER];
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+        int e = lane + 32 * i;
+        scores[i] = e < E ? logits[(long long)t * E + e] : -INFINITY;
+        if (round_logits) scores[i] = rounded(scores[i]);
+        top = fmaxf(top, scores[i]);
     }
     for (int step = 16; step; step >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
     if (score == SOFTMAX) {
-        for (int e = lane; e < E; e += 32) sum += scores[e] = expf(scores[e] - top);
+#pragma unroll
+        for (int i = 0; i < PER; i++) sum += scores[i] = expf(scores[i] - top);
         sum = warp_sum(sum);
     }
-    for (int e = lane; e < E; e += 32) {
-        if (score == SOFTMAX) scores[e] /= sum;
-        if (score == SIGMOID) scores[e] = 1 / (1 + expf(-scores[e]));
-        ranking[e] = scores[e] + (bias ? bias[e] : 0);
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+        int e = lane + 32 * i;
+        if (score == SOFTMAX) scores[i] /= sum;
+        if (score == SIGMOID) scores[i] = 1 / (1 + expf(-scores[i]));
+        float rank = e < E ? scores[i] + (bias ? bias[e] : 0) : 0;
+        keys[i] = e < E ? ordered(rank) : 0;
+        if (groups > 1 && e < E) ranking[e] = rank;
     }
-    __syncwarp();
     if (groups > 1) {
         int width = E / groups;
+        __syncwarp();
         for (int g = lane; g < groups; g += 32) {  // the sum of a group's best one or two
             float first = -INFINITY, second = -INFINITY;
             for (int e = g * width; e < (g + 1) * width; e++) {
@@ -72,33 +87,38 @@ extern "C" __global__ void choose(const float *logits, const float *bias, int *e
             if (lane == 0) of_group[g] = -INFINITY;  // kept groups are those that are -inf in the end
             __syncwarp();
         }
-        for (int e = lane; e < E; e += 32) if (of_group[e / width] != -INFINITY) ranking[e] = -INFINITY;
-        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < PER; i++)
+            if (lane + 32 * i < E && of_group[(lane + 32 * i) / width] != -INFINITY) keys[i] = ordered(-INFINITY);
     }
-    float mine[8];  // weight of the k-th expert on lane k % 32, K up to 256
     float total = 0, highest = -INFINITY;
     for (int k = 0; k < K; k++) {
-        float value;
-        int e = best_of(ranking, E, value);
-        __syncwarp();
+        unsigned best = 0;
+        int at = 0x7fffffff;
+#pragma unroll
+        for (int i = 0; i < PER; i++) if (keys[i] > best) best = keys[i], at = lane + 32 * i;
+        unsigned of_all = __reduce_max_sync(~0u, best);
+        int e = __reduce_min_sync(~0u, best == of_all ? at : 0x7fffffff);  // the lowest index at a tie
+        float chosen = 0;
+#pragma unroll
+        for (int i = 0; i < PER; i++) if (e == lane + 32 * i) chosen = scores[i], keys[i] = 0;
+        chosen = __shfl_sync(~0u, chosen, e % 32);
         if (lane == 0) {
-            ranking[e] = -INFINITY;
+            weights[k] = chosen;
             expert[(long long)t * K + k] = e;
             atomicAdd(load + e, 1ull);
         }
-        float chosen = scores[e];
-        if (lane == k % 32) mine[k / 32] = chosen;
         total += chosen;
         highest = fmaxf(highest, chosen);
-        __syncwarp();
     }
+    __syncwarp();
     if (score == SOFTMAX_OF_CHOSEN) {
         float part = 0;
-        for (int k = lane; k < K; k += 32) part += mine[k / 32] = expf(mine[k / 32] - highest);
+        for (int k = lane; k < K; k += 32) part += weights[k] = expf(weights[k] - highest);
         total = warp_sum(part);
     }
     for (int k = lane; k < K; k += 32) {
-        float value = mine[k / 32];
+        float value = weights[k];
         if (score == SOFTMAX_OF_CHOSEN) value /= total;
         else if (renormalise) value /= total + 1e-20f;
         value *= scale;
@@ -106,73 +126,124 @@ extern "C" __global__ void choose(const float *logits, const float *bias, int *e
     }
 }
 
-#define TILE 32  // tokens of a block of the next kernels
+#define CHOOSE(PER) \
+    extern "C" __global__ void choose_##PER( \
+        const float *logits, const float *bias, int *expert, float *weight, unsigned long long *load, int T, int E, \
+        int K, int score, int groups, int groups_kept, int counted, int renormalise, int round_logits, \
+        int round_weights, float scale) { \
+        choose_from<PER>(logits, bias, expert, weight, load, T, E, K, score, groups, groups_kept, counted, \
+                         renormalise, round_logits, round_weights, scale); \
+    }
+CHOOSE(8)
+CHOOSE(32)
+CHOOSE(128)
+
+#define TILE 32  // tokens of a block of `count_tiles` and `place`
+
+// The ranks of a tile's choices in shared memory, to [tokens * K].
+__device__ __forceinline__ void look_up(const int *expert, const int *rank_of, bf16 *to, int tokens, int K) {
+    const int *mine = expert + (long long)blockIdx.x * TILE * K;
+    for (int i = threadIdx.x; i < tokens * K; i += blockDim.x) to[i] = (bf16)rank_of[mine[i]];
+}
+
+// Whether an earlier k of the same token goes to the same rank: then its row serves this one, too.
+__device__ __forceinline__ bool is_served(const bf16 *to, int at, int K) {
+    for (int other = at / K * K; other < at; other++) if (to[other] == to[at]) return true;
+    return false;
+}
 
 // A block per TILE tokens: how many rows and answers each rank gets of them. rows and homes [tiles, R].
+// Dynamic shared memory: 2 R ints, TILE * K shorts.
 extern "C" __global__ void count_tiles(const int *expert, const int *rank_of, int *rows, int *homes, int T, int K,
                                        int R) {
-    extern __shared__ short to[];
-    int first = blockIdx.x * TILE, tokens = min(TILE, T - first);
-    for (int i = threadIdx.x; i < tokens * K; i += blockDim.x) to[i] = rank_of[expert[(long long)first * K + i]];
+    extern __shared__ int counted[];
+    bf16 *to = (bf16 *)(counted + 2 * R);
+    int tokens = min(TILE, T - (int)blockIdx.x * TILE);
+    for (int r = threadIdx.x; r < 2 * R; r += blockDim.x) counted[r] = 0;
+    look_up(expert, rank_of, to, tokens, K);
     __syncthreads();
-    for (int r = threadIdx.x; r < R; r += blockDim.x) {
-        int leave = 0, come = 0;
-        for (int t = 0; t < tokens; t++) {
-            int some = 0;
-            for (int k = 0; k < K; k++) some += to[t * K + k] == r;
-            leave += some > 0, come += some;
-        }
-        rows[blockIdx.x * R + r] = leave, homes[blockIdx.x * R + r] = come;
+    for (int i = threadIdx.x; i < tokens * K; i += blockDim.x) {
+        if (!is_served(to, i, K)) atomicAdd(counted + to[i], 1);
+        atomicAdd(counted + R + to[i], 1);
     }
+    __syncthreads();
+    for (int r = threadIdx.x; r < R; r += blockDim.x)
+        rows[blockIdx.x * R + r] = counted[r], homes[blockIdx.x * R + r] = counted[R + r];
 }
 
 #define HELD 16  // tiles that a thread reads at once
 
-// A thread per rank: running sums over the tiles, in place; the totals go to counts and home_counts [R], which the host
-// reads.
-extern "C" __global__ void sum_tiles(int *rows, int *homes, long long *counts, long long *home_counts, int tiles, int R) {
-    int r = blockIdx.x * blockDim.x + threadIdx.x, leave = 0, come = 0;
-    if (r >= R) return;
-    for (int first = 0; first < tiles; first += HELD) {
-        int more[HELD], answers[HELD];
+// The sum of tiles from begin to end, for rank r.
+__device__ __forceinline__ int sum_of(const int *tiles, int begin, int end, int r, int R) {
+    int sum = 0;
+    for (int first = begin; first < end; first += HELD) {
+        int held[HELD];
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            more[i] = first + i < tiles ? rows[(first + i) * R + r] : 0;
-            answers[i] = first + i < tiles ? homes[(first + i) * R + r] : 0;
-        }
+        for (int i = 0; i < HELD; i++) held[i] = first + i < end ? tiles[(first + i) * R + r] : 0;
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            if (first + i >= tiles) break;
-            rows[(first + i) * R + r] = leave, homes[(first + i) * R + r] = come;
-            leave += more[i], come += answers[i];
-        }
+        for (int i = 0; i < HELD; i++) sum += held[i];
     }
-    counts[r] = leave, home_counts[r] = come;
+    return sum;
+}
+
+// Running sums over the tiles, in place, of 32 ranks a block: a warp takes so many tiles, a lane a rank. The totals go to
+// counts and home_counts [R], which the host reads. blockIdx.y 0 has rows, 1 answers.
+extern "C" __global__ void sum_tiles(int *rows, int *homes, long long *counts, long long *home_counts, int tiles, int R) {
+    __shared__ int sums[32][33];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = blockIdx.x * 32 + lane;
+    int each = (tiles + blockDim.x / 32 - 1) / (blockDim.x / 32);
+    int begin = min(tiles, warp * each), end = min(tiles, begin + each);
+    int *of = blockIdx.y ? homes : rows;
+    sums[warp][lane] = r < R ? sum_of(of, begin, end, r, R) : 0;
+    __syncthreads();
+    if (r >= R) return;
+    int sum = 0;
+    for (int w = 0; w < warp; w++) sum += sums[w][lane];
+    for (int tile = begin; tile < end; tile++) {
+        int more = of[tile * R + r];
+        of[tile * R + r] = sum;
+        sum += more;
+    }
+    if (warp == blockDim.x / 32 - 1) (blockIdx.y ? home_counts : counts)[r] = sum;
 }
 
 // A block per TILE tokens. For each (token, k): its rank; its row among those that leave for it, -1 where an earlier k
 // shares the row; its row among the rank's answers. rank, row and home [T, K]; rows and homes as `sum_tiles` leaves them.
+// Warps take (token, k)s in their order, all warps side by side; each counts its own of each rank.
+// Dynamic shared memory: 2 R ints, R for each warp, TILE * K shorts.
 extern "C" __global__ void place(const int *expert, const int *rank_of, const int *rows, const int *homes, int *rank,
                                  int *row, int *home, int T, int K, int R) {
-    extern __shared__ short to[];
-    int first = blockIdx.x * TILE, tokens = min(TILE, T - first);
-    for (int i = threadIdx.x; i < tokens * K; i += blockDim.x) {
-        to[i] = rank_of[expert[(long long)first * K + i]];
-        rank[(long long)first * K + i] = to[i];
-    }
+    extern __shared__ int so_far[];  // [2, R]: rows and answers of each rank, before those that are being placed
+    int warps = blockDim.x / 32, warp = threadIdx.x / 32, tokens = min(TILE, T - (int)blockIdx.x * TILE);
+    int *of_warp = so_far + 2 * R;  // [warps, R]: answers, and 65536 times the rows
+    bf16 *to = (bf16 *)(of_warp + warps * R);
+    for (int r = threadIdx.x; r < R; r += blockDim.x)
+        so_far[r] = rows[blockIdx.x * R + r], so_far[R + r] = homes[blockIdx.x * R + r];
+    for (int r = threadIdx.x; r < warps * R; r += blockDim.x) of_warp[r] = 0;
+    look_up(expert, rank_of, to, tokens, K);
     __syncthreads();
-    for (int r = threadIdx.x; r < R; r += blockDim.x) {
-        int leave = rows[blockIdx.x * R + r], come = homes[blockIdx.x * R + r];
-        for (int t = 0; t < tokens; t++) {
-            int some = 0;
-            for (int k = 0; k < K; k++) {
-                if (to[t * K + k] != r) continue;
-                long long at = (long long)(first + t) * K + k;
-                row[at] = some ? -1 : leave;
-                home[at] = come++;
-                some = 1;
+    for (int first = 0; first < tokens * K; first += blockDim.x) {
+        int i = first + threadIdx.x, r = i < tokens * K ? to[i] : -1;
+        bool leaves = r >= 0 && !is_served(to, i, K);
+        unsigned same = __match_any_sync(~0u, r), before = same & ((1u << threadIdx.x % 32) - 1);
+        unsigned rows_of = __ballot_sync(~0u, leaves);
+        int leave = __popc(before & rows_of), come = __popc(before);
+        if (r >= 0 && !before) of_warp[warp * R + r] = __popc(same & rows_of) << 16 | __popc(same);
+        __syncthreads();
+        if (r >= 0) {
+            for (int w = 0; w < warp; w++) {
+                int other = of_warp[w * R + r];
+                leave += other >> 16, come += other & 0xffff;
             }
-            leave += some;
+            long long at = (long long)blockIdx.x * TILE * K + i;
+            rank[at] = r, row[at] = leaves ? so_far[r] + leave : -1, home[at] = so_far[R + r] + come;
         }
+        __syncthreads();
+        if (r >= 0 && !before) {
+            atomicAdd(so_far + r, __popc(same & rows_of));
+            atomicAdd(so_far + R + r, __popc(same));
+            of_warp[warp * R + r] = 0;
+        }
+        __syncthreads();
     }
 }

@@ -11,6 +11,13 @@ from hpcmoe.spec import Moe
 from hpcmoe.types import Placement
 
 SCORES = ("softmax", "sigmoid", "softmax_of_chosen")
+PER_LANE = (8, 32, 128)
+"""Experts that a lane of `choose` holds, as kernels in gate.cu."""
+MOST_EXPERTS = 32 * PER_LANE[-1]
+SUMMERS = 16
+"""Warps that share the tiles of `sum_tiles`."""
+MOST_SHARED = 128 * 1024
+"""Bytes of shared memory of a block of `place`, about: any GPU with bfloat16 has more."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +71,23 @@ def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Rou
     """The top K experts of each token, from logits `[T, E]` float32; load `[E]` uint64 counts them."""
     T, E = logits.shape
     groups, counted = moe.groups, 1 if moe.group_score == "max" or moe.groups == E else 2
-    warps = max(1, min(4, 48 * 1024 // (4 * (2 * E + groups))))
-    launch("gate.choose", -(-T // warps), logits, bias, route.expert, route.weight, load, T, E, moe.top_k,
-           SCORES.index(moe.score), groups, moe.groups_kept, counted, moe.renormalise, moe.round_logits,
-           moe.round_weights, float(moe.scale), threads=32 * warps,
-           shared=4 * warps * (2 * E + groups))
+    held = moe.top_k + (E + groups if groups > 1 else 0)
+    warps = max(1, min(4, 48 * 1024 // (4 * held)))
+    launch(f"gate.choose_{next(per for per in PER_LANE if E <= 32 * per)}", -(-T // warps), logits, bias, route.expert,
+           route.weight, load, T, E, moe.top_k, SCORES.index(moe.score), groups, moe.groups_kept, counted,
+           moe.renormalise, moe.round_logits, moe.round_weights, float(moe.scale), threads=32 * warps,
+           shared=4 * warps * held)
 
 
 def order(route: Route, at: Map, tokens: int, ranks: int) -> None:
     """Rows and answers of the first `tokens` tokens by (rank, token, k); the counts reach the host behind it."""
     K = route.expert.shape[1]
-    tiles, threads = -(-tokens // TILE), min(1024, -(-ranks // 32) * 32)
-    shared = 2 * TILE * K
+    tiles, looked_up = -(-tokens // TILE), 2 * TILE * K
+    warps = max(1, min(8, MOST_SHARED // (4 * ranks) - 3))
     rows, homes = route.tiles
-    launch("gate.count_tiles", tiles, route.expert, at.rank, rows, homes, tokens, K, ranks, threads=threads,
-           shared=shared)
-    launch("gate.sum_tiles", -(-ranks // 32), rows, homes, route.counts, route.home_counts, tiles, ranks, threads=32)
+    launch("gate.count_tiles", tiles, route.expert, at.rank, rows, homes, tokens, K, ranks,
+           shared=8 * ranks + looked_up)
+    launch("gate.sum_tiles", (-(-ranks // 32), 2), rows, homes, route.counts, route.home_counts, tiles, ranks,
+           threads=32 * min(SUMMERS, max(1, tiles)))
     launch("gate.place", tiles, route.expert, at.rank, rows, homes, route.rank, route.row, route.home, tokens, K, ranks,
-           threads=threads, shared=shared)
+           threads=32 * warps, shared=4 * (2 + warps) * ranks + looked_up)

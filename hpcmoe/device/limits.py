@@ -1,6 +1,7 @@
 """Which models the kernels can compute."""
 
 from hpcmoe.device.attention import WIDEST
+from hpcmoe.device.gate import MOST_EXPERTS
 from hpcmoe.errors import InputError
 from hpcmoe.spec import ModelSpec
 
@@ -11,8 +12,9 @@ def check_model(model: ModelSpec) -> None:
     widths = {"hidden": model.hidden, "moe.hidden": moe.hidden if moe else 8, "dense.hidden": model.dense.hidden
               if model.dense else 8, "moe.shared_hidden": moe.shared_hidden if moe else 8}
     odd = [f"{name} = {width}" for name, width in widths.items() if width % 8]
-    if odd or a.head_dim % 2 or a.head_dim > WIDEST or (moe and moe.top_k > WIDEST):
+    if odd or a.head_dim % 2 or a.head_dim > WIDEST or (moe and (moe.top_k > WIDEST or moe.experts > MOST_EXPERTS)):
         raise InputError(f"model {model.name} cannot be computed on a GPU: " + (
             f"{', '.join(odd)}: should be multiples of 8" if odd else
-            f"heads should have an even number of values, {WIDEST} at most, and a token {WIDEST} experts at most")
+            f"heads should have an even number of values, {WIDEST} at most, a token {WIDEST} experts at most, and a layer "
+            f"{MOST_EXPERTS}")
             + "; compute.device = cpu computes it")

@@ -2,9 +2,13 @@
 
 import cupy
 
-from hpcmoe.device.cuda import across, launch
+from hpcmoe.device.cuda import SHARED, THREADS, across, copies_in_bulk, launch
 from hpcmoe.device.gate import Map, Route
 
+HELD = 28 * 1024
+"""Bytes of answers in the shared memory of a block of `combine_in_bulk`, about: some blocks fit on a multiprocessor."""
+ANSWERS = 8
+"""Of a token, that a thread of `combine` reads at once; as in rows.cu."""
 COMBINED = 128
 """Threads of a block of `combine`: small ones, so that the GPU is full up to the end."""
 
@@ -14,9 +18,12 @@ def pack(x: cupy.ndarray, route: Route, at: Map, base: cupy.ndarray, out: cupy.n
 
     base `[R]` int32; `width` int16 of a row are its trailer.
     """
-    K = route.expert.shape[1]
-    launch("rows.pack", len(x), x, route.expert, at.local, route.rank, route.row, base, out, K, x.shape[1],
-           out.shape[1], width, threads=across(x.shape[1]), shared=8 * K)
+    K, H = route.expert.shape[1], x.shape[1]
+    arguments = x, route.expert, at.local, route.rank, route.row, base, out, K, H, out.shape[1], width
+    if copies_in_bulk() and 2 * H <= SHARED:
+        launch("rows.pack_in_bulk", len(x), *arguments, threads=32, shared=2 * H)
+    else:
+        launch("rows.pack", len(x), *arguments, threads=across(H), shared=8 * K)
 
 
 def take(rows: cupy.ndarray, index: cupy.ndarray | None, count: int, hidden: int,
@@ -39,6 +46,19 @@ def combine(x: cupy.ndarray, rows: cupy.ndarray, shared: cupy.ndarray | None, ro
 
     base `[R]` int32; shared `[T, H]`: the shared expert's answer. In float32 and in the order of k.
     """
-    K = route.expert.shape[1]
-    launch("rows.combine", (len(x), -(-x.shape[1] // (8 * COMBINED))), x, rows, shared, route.weight, route.rank,
-           route.home, base, K, x.shape[1], round_each, threads=COMBINED, shared=12 * K)
+    K, H = route.expert.shape[1], x.shape[1]
+    arguments = x, rows, shared, route.weight, route.rank, route.home, base, K, H, round_each
+    part = _part(K, H)
+    if copies_in_bulk() and part:
+        launch("rows.combine_in_bulk", (len(x), -(-H // part)), *arguments, part, threads=across(part),
+               shared=2 * K * part + 4 * K)
+    else:
+        launch("rows.combine", (len(x), -(-H // (8 * COMBINED))), *arguments, threads=COMBINED,
+               shared=12 * -(-K // ANSWERS) * ANSWERS)
+
+
+def _part(K: int, hidden: int) -> int:
+    """Values of an answer that a block of `combine_in_bulk` takes: a multiple of 8 that one turn of its threads adds up.
+    0 where K answers have no room for any."""
+    parts = max(-(-2 * K * hidden // HELD), -(-hidden // (8 * THREADS)))
+    return 8 * -(-hidden // (8 * parts)) if 16 * K <= HELD else 0

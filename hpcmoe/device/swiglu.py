@@ -5,6 +5,9 @@ import cupy
 from hpcmoe.device.cuda import launch
 from hpcmoe.device.gemm import Gemm
 
+ACTIVATED = 64
+"""Threads of a block of `activate`: small ones, so that few rows lie on many multiprocessors."""
+
 
 def swiglu(gemm: Gemm, x: cupy.ndarray, gate_up: cupy.ndarray, down: cupy.ndarray,
            out: cupy.ndarray | None = None) -> cupy.ndarray:
@@ -15,7 +18,8 @@ def swiglu(gemm: Gemm, x: cupy.ndarray, gate_up: cupy.ndarray, down: cupy.ndarra
 def activate(both: cupy.ndarray) -> cupy.ndarray:
     """silu(gate) * up of `[T, 2 I]` uint16 (gate first) -> `[T, I]`."""
     out = cupy.empty((len(both), both.shape[1] // 2), both.dtype)
-    launch("swiglu.activate", -(-out.size // (8 * 256)), both, out, cupy.int64(out.size), out.shape[1])
+    launch("swiglu.activate", -(-out.size // (8 * ACTIVATED)), both, out, cupy.int64(out.size), out.shape[1],
+           threads=ACTIVATED)
     return out
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import prod
+from pathlib import Path
 
 import cupy
 import numpy as np
@@ -13,7 +14,7 @@ from hpcmoe.device.cuda import THREADS, Event, launch, pinned
 from hpcmoe.device.drawn import draw
 from hpcmoe.files import h5
 from hpcmoe.files.drawn import Drawn
-from hpcmoe.files.model import ModelFile, Source, stored_blocks
+from hpcmoe.files.model import ModelFile, Source, not_finite, stored_blocks
 from hpcmoe.spec import Tensor
 
 ADDED_BY_GEMM = "attention/qkv_bias"
@@ -30,7 +31,7 @@ def keep(tensor: Tensor, values: np.ndarray) -> cupy.ndarray:
 def bringing(source: Source) -> Iterator[Callable[[Tensor], cupy.ndarray] | None]:
     """What makes a matrix of `source` the same array as `keep` does, without float32 on the host; None if nothing does.
 
-    All is there when the context ends. Raises `InputError`, and so does what it gives.
+    All is there when the context ends. Raises `InputError`, and so does what it gives: the GPU looks for NaN.
     """
     if isinstance(source, Drawn):
         yield partial(draw, source)
@@ -41,6 +42,7 @@ def bringing(source: Source) -> Iterator[Callable[[Tensor], cupy.ndarray] | None
                 yield lambda tensor: staging.fill(tensor, stored_blocks(file, source.path, tensor, staging.empty))
             finally:
                 staging.settle()
+            staging.check(source.path)
     else:
         yield None
     cupy.cuda.get_current_stream().synchronize()
@@ -55,6 +57,8 @@ class Staging:
         self._sent: list[Event | None] = [None] * BUFFERS
         self._turn = 0
         self._wide = cupy.empty(0, np.float32)
+        self._found: list[tuple[Tensor, cupy.ndarray]] = []
+        """`[1]` int32 for each tensor: whether it has a value that is NaN or infinite"""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Room for a block in the next buffer, once what it held is copied. A `files.model.Empty`."""
@@ -68,14 +72,15 @@ class Staging:
 
     def fill(self, tensor: Tensor, blocks: Iterable[np.ndarray]) -> cupy.ndarray:
         """All blocks, each made in `empty`, as one array of uint16, narrowed where they are float32."""
-        out, row = cupy.empty(tensor.shape, np.uint16), 0
+        out, row, found = cupy.empty(tensor.shape, np.uint16), 0, cupy.zeros(1, np.int32)
+        self._found.append((tensor, found))
         Event(cupy.cuda.get_current_stream()).hold(self._stream)  # who had this memory before may still use it
         for block in blocks:
-            self._send(block, out[row:row + len(block)])
+            self._send(block, out[row:row + len(block)], found)
             row += len(block)
         return out
 
-    def _send(self, block: np.ndarray, out: cupy.ndarray) -> None:
+    def _send(self, block: np.ndarray, out: cupy.ndarray, found: cupy.ndarray) -> None:
         narrow = block.dtype == np.float32
         with self._stream:
             if narrow and self._wide.size < block.size:
@@ -84,11 +89,20 @@ class Staging:
                                           cupy.cuda.runtime.memcpyHostToDevice, self._stream.ptr)
             self._sent[self._turn] = Event(self._stream)
             if narrow:
-                launch("weights.to_bfloat16", -(-block.size // THREADS), self._wide, out, np.int64(block.size))
+                launch("weights.to_bfloat16", -(-block.size // THREADS), self._wide, out, np.int64(block.size), found)
+            else:
+                launch("weights.look_through", -(-block.size // (8 * THREADS)), out, np.int64(block.size), found)
 
     def settle(self) -> None:
         """Returns when all is there."""
         self._stream.synchronize()
+
+    def check(self, path: Path) -> None:
+        """Raises `InputError` where a value is NaN or infinite; behind `settle`."""
+        found = cupy.concatenate([cupy.zeros(1, np.int32), *(found for _, found in self._found)]).get()
+        for tensor, wrong in zip((tensor for tensor, _ in self._found), found[1:].tolist()):
+            if wrong:
+                raise not_finite(path, tensor)
 
 
 def _power_of_two(size: int) -> int:

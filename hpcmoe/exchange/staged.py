@@ -46,25 +46,26 @@ class Staged:
     def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`.
 
-        Ranks come to a ferry's pieces in the same order, for it has its own communicator. The first of each leave here,
-        the others by readiness: of those of two exchanges the one is first here and the other there.
+        The only piece of a small exchange leaves here. Those of a large one leave by readiness, once all exchanges that
+        started before have arrived: they would share the link with them. Ranks come to a ferry's pieces in the same
+        order, for it has its own communicator; but of pieces of two exchanges one may be first here, the other there.
         """
         units = self._rows.shape[1]
         self.arrived, self.landing = self._in.take(incoming.rows, units), incoming
         copy_own(self._rows, self._layout, self.arrived, incoming)
-        height = max(1, PIECE // (2 * units * self._size))
+        height = max(1, PIECE // (2 * units * max(1, self._size - 1)))
         pieces = range(-(-extent.largest // height))
         for first, ferry in enumerate(self._ferries):
             ferry.load(self._cut(piece, height, extent) for piece in pieces[first::2])
-        for ferry in self._ferries:
-            ferry.leave()
+        if len(pieces) == 1:
+            self._ferries[0].leave()
         self._line.append(self)
 
     def _cut(self, piece: int, height: int, extent: Extent) -> "Piece":
         """The `piece`-th one, with `height` rows of each block at most."""
         rows = min(height, extent.largest - piece * height)
         # the same on all ranks; `total` at most, for nobody tells how the rows of a piece are spread
-        limit = Extent(rows, min(extent.total, (self._size - 1) * rows), late=piece >= 2)
+        limit = Extent(rows, min(extent.total, (self._size - 1) * rows), late=extent.largest > height)
         out, into = (_part(layout, piece, height, self._me) for layout in (self._layout, self.landing))
         return Piece(out, dense(into, self._me), limit, self._rows, self.arrived,
                      lambda part: _blocks(self._layout, part, piece * height),

@@ -57,6 +57,8 @@ class ModelFile:
         """See `Source`. Raises `InputError` at a value that is not finite."""
         with h5.reading(self.path, "model") as file:
             for block in stored_blocks(file, self.path, tensor):
+                if not _finite(block):
+                    raise not_finite(self.path, tensor)
                 yield array.widen(block) if block.dtype == np.uint16 else block
 
 
@@ -64,7 +66,7 @@ def stored_blocks(file: h5py.File, path: Path, tensor: Tensor, empty: Empty = np
     """`tensor` of the model file at `path` as it is stored, uint16 (bfloat16) or float32: blocks of consecutive rows.
 
     Each is read straight into what `empty(shape, dtype)` gives, without gaps. Raises `InputError` where it cannot be
-    read, and at a value that is not finite.
+    read. Nobody has looked yet whether its values are numbers.
     """
     dataset = file[tensor.name]
     step = rows_per_block(tensor.shape)
@@ -75,9 +77,12 @@ def stored_blocks(file: h5py.File, path: Path, tensor: Tensor, empty: Empty = np
             dataset.read_direct(block, np.s_[row:row + rows])
         except OSError as error:
             raise InputError(f"{path}: {tensor.name} cannot be read ({error}): copy or make the file again") from None
-        if not _finite(block):
-            raise InputError(f"{path}: {tensor.name} has values that are NaN or infinite")
         yield block
+
+
+def not_finite(path: Path, tensor: Tensor) -> InputError:
+    """What is wrong with a tensor whose values are not all numbers."""
+    return InputError(f"{path}: {tensor.name} has values that are NaN or infinite")
 
 
 def _finite(block: np.ndarray) -> bool:

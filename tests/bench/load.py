@@ -40,6 +40,11 @@ def held(layer: int) -> list[int]:
     return [0]
 
 
+def stored(model: ModelSpec, itemsize: int) -> int:
+    """Bytes of all weights."""
+    return sum(weights.size(model, held, lambda tensor: itemsize * tensor.values).values())
+
+
 def shaped(size: float, itemsize: int) -> ModelSpec:
     """The seed's model with as many layers as make about `size` bytes, one at least."""
     whole = spec.load(SPEC)
@@ -48,7 +53,7 @@ def shaped(size: float, itemsize: int) -> ModelSpec:
     for layers in range(1, whole.layers + 1):
         dense = replace(whole.dense, layers=min(3, layers))
         some = replace(whole, layers=layers, vocabulary=VOCABULARY, dense=dense)
-        found.append((abs(sum(weights.size(some, held, itemsize).values()) - size), layers, some))
+        found.append((abs(stored(some, itemsize) - size), layers, some))
     return min(found)[2]
 
 
@@ -133,7 +138,7 @@ def page(path: Path, shape: ModelSpec, blocks: list[int]) -> None:
     out.print(grid)
     drawn = Drawn(shape, 0)
     bring(drawn)
-    size = sum(weights.size(shape, held, array.BFLOAT16.itemsize).values())
+    size = stored(shape, array.BFLOAT16.itemsize)
     out.print(f"drawn: {rate(size, [timed(lambda: bring(drawn)) for _ in range(ROUNDS)])} GB/s of bfloat16")
 
 

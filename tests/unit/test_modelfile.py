@@ -191,14 +191,14 @@ class TestStoredBlocks:
         head, path = np.ones((300, 16), np.float32), tmp_path / "m.h5"
         head.flat[place] = value
         model.write(path, Given(MOE, head=head), dtype)
-        with h5.reading(path, "model") as file:
-            for tensor in spec.tensors(MOE):
-                if tensor.name != "head":
-                    list(stored_blocks(file, path, tensor, Buffers().empty))
-                    continue
-                with pytest.raises(InputError) as failure:
-                    list(stored_blocks(file, path, tensor, Buffers().empty))
-                assert str(failure.value) == f"{path}: head has values that are NaN or infinite"
+        found = ModelFile(path)
+        for tensor in spec.tensors(MOE):
+            if tensor.name != "head":
+                list(found.blocks(tensor))
+                continue
+            with pytest.raises(InputError) as failure:
+                list(found.blocks(tensor))
+            assert str(failure.value) == f"{path}: head has values that are NaN or infinite"
 
     @pytest.mark.parametrize("bits", [0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FFF, 0xFFFF, 0x8000, 0])
     def test_all_numbers_pass_and_nothing_else(self, bits, tmp_path):

@@ -1,17 +1,20 @@
 """How much of an exchange by way of the host's memory `overlapped` hides, on a GPU that 2 ranks share.
 
 `overlap.py FILE`, under the MPS daemon that run.py has started. As tests/bench/overlap.py does it: two micro-batches of
-T tokens, every token to both ranks, both schedules in turns. The link is what it is, so it is the arithmetic that is
-cut to the exchange: a first model is timed, and a second one has its heads and its experts scaled.
+T tokens, every token to both ranks, both schedules in turns, exchanges of half to all of the compute time. The link is
+what it is, so it is the arithmetic that is cut to the exchange: heads and experts are scaled until it fits.
 """
 
+import gc
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import cupy
 import numpy as np
 from figures import Figure, tell
 
@@ -32,26 +35,34 @@ from hpcmoe.spec import Attention, ModelSpec, Moe
 from hpcmoe.types import STAGES, Batch, Span
 
 RANKS, T, H = 2, 2048, 7168
-LAYERS, MICRO_BATCHES = 12, 2
-HEADS, WIDTH = 32, 4096
+LAYERS, MICRO_BATCHES = 24, 2
+"""All layers have the same weights, of several hundred MB each, so that many fit: a model is deeper than its first and its
+last exchange, which nothing hides."""
+HEADS, WIDTH = 96, 12288
 """Of the first model; I is such that attention and experts take about as long."""
-MOST = 4.0
-"""How much larger the second one may be."""
-TRIED, ROUNDS = 3, 9
+MOST = 3.0
+"""How much larger the others may be."""
+PARTS = (0.55, 0.75, 0.95)
+"""The exchange that is aimed at, in parts of the compute time."""
+TRIED, ROUNDS = 3, 5
 TARGET = 0.85
 
 
-def model(scale: float) -> ModelSpec:
+def model(scale: float, layers: int = LAYERS) -> ModelSpec:
     """Every token goes to both ranks, so that the load is even."""
     heads, width = max(1, round(HEADS * scale)), 64 * max(1, round(WIDTH * scale / 64))
-    return ModelSpec("overlap", LAYERS, H, 256, 2 * T, Attention(heads, heads, 128), None, Moe(2, 2, width))
+    return ModelSpec("overlap", layers, H, 256, 2 * T, Attention(heads, heads, 128), None, Moe(2, 2, width))
 
 
-def open_segments(world: launch.World, spec: ModelSpec) -> RankSegments:
+def open_segments(world: launch.World, scale: float) -> RankSegments:
     """Segments that both schedules can drive. Collective."""
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()  # the model before this one needs them no more
+    spec = model(scale)
     placement = place(spec, world.size)
-    held = device.load(Drawn(spec, 0), lambda n: placement.held_by(world.rank), BFLOAT16, "device")
-    return device.open_segments(world.comm, Unwatched(world.idle), spec, held, placement,
+    held = device.load(Drawn(model(scale, layers=1), 0), lambda n: placement.held_by(world.rank), BFLOAT16, "device")
+    return device.open_segments(world.comm, Unwatched(world.idle), spec,
+                                replace(held, layers=held.layers * LAYERS), placement,
                                 Sizes(MICRO_BATCHES, MICRO_BATCHES * T, T), Generate(), BFLOAT16,
                                 Way(transport="staged", memory="device"), MICRO_BATCHES, overlapped=True,
                                 nodes=world.nodes)
@@ -78,20 +89,21 @@ def step(world: launch.World, take_turns: Callable, segments: RankSegments, work
     return max(s for s, _ in both), statistics.mean(e for _, e in both)
 
 
-def calibrate(world: launch.World, work: list[Batch]) -> float:
-    """How much larger the model must be for its arithmetic to last as long as its exchange. Collective."""
-    segments = open_segments(world, model(1))
+def calibrate(world: launch.World, work: list[Batch], part: float, scale: float) -> float:
+    """How much larger the model must be for its exchange to last `part` of its arithmetic, by one that is `scale`.
+    Collective."""
+    segments = open_segments(world, scale)
     step(world, schedule.serial, segments, work)
     seconds, exchange = min(step(world, schedule.serial, segments, work) for _ in range(TRIED))
     segments.free()
-    return min(MOST, exchange / (seconds - exchange))
+    return min(MOST, scale * exchange / part / (seconds - exchange))
 
 
-def measure(world: launch.World) -> Figure:
+def measure(world: launch.World, part: float) -> Figure:
     """Medians of steps of both schedules that take turns. Collective."""
     work = batches()
-    spec = model(calibrate(world, work))
-    segments = open_segments(world, spec)
+    scale = calibrate(world, work, part, calibrate(world, work, part, 1))
+    segments = open_segments(world, scale)
     for take_turns in (schedule.serial, schedule.overlapped):
         step(world, take_turns, segments, work)
     alone, turns = [], []
@@ -99,12 +111,13 @@ def measure(world: launch.World) -> Figure:
         alone.append(step(world, schedule.serial, segments, work))
         turns.append(step(world, schedule.overlapped, segments, work)[0])
     segments.free()
-    serial, exchange = (statistics.median(part) for part in zip(*alone))
+    serial, exchange = (statistics.median(seconds) for seconds in zip(*alone))
     overlapped, shorter = statistics.median(turns), min(exchange, serial - exchange)
-    milliseconds = ", ".join(f"{name} {1e3 * span:.1f} ms" for name, span in (
+    milliseconds = ", ".join(f"{name} {1e3 * span:.0f} ms" for name, span in (
         ("serial", serial), ("exchange", exchange), ("compute", serial - exchange)))
+    moe = model(scale).moe
     return Figure("overlap", f"`staged`, overlapped, {RANKS} ranks",
-                  f"T {T:,}, H {H}, I {spec.moe.hidden if spec.moe else 0}, {LAYERS} layers", overlapped,
+                  f"T {T:,}, H {H}, I {moe.hidden if moe else 0:,}, {LAYERS} layers", overlapped,
                   serial - shorter, (serial - overlapped) / shorter, TARGET, share=True, note=milliseconds)
 
 
@@ -114,9 +127,11 @@ def rank(out: Path) -> int:
 
     def work() -> None:
         launch.check_gpus(world)
-        found = measure(world)
-        if world.rank == 0:
-            tell(out, [found])
+        found: list[Figure] = []
+        for part in PARTS:
+            found.append(measure(world, part))
+            if world.rank == 0:
+                tell(out, found)
     return launch.guarded(world, work)
 
 

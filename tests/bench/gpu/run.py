@@ -40,7 +40,7 @@ class Row:
 
 
 ROWS = {"routing": Row(90, peer=True), "experts": Row(90, peer=True), "exchange": Row(90, ranks=True),
-        "overlap": Row(90, ranks=True), "model": Row(240)}
+        "overlap": Row(180, ranks=True), "model": Row(240)}
 
 
 def measure(name: str, torch: str) -> tuple[list[Figure], str]:
