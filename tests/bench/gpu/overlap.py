@@ -35,12 +35,12 @@ from hpcmoe.spec import Attention, ModelSpec, Moe
 from hpcmoe.types import STAGES, Batch, Span
 
 RANKS, T, H = 2, 2048, 7168
-LAYERS, MICRO_BATCHES = 24, 2
+LAYERS, MICRO_BATCHES = 16, 2
 """All layers have the same weights, of several hundred MB each, so that many fit: a model is deeper than its first and its
 last exchange, which nothing hides."""
 HEADS, WIDTH = 96, 12288
 """Of the first model; I is such that attention and experts take about as long."""
-MOST = 3.0
+MOST = 4.0
 """How much larger the others may be."""
 PARTS = (0.55, 0.75, 0.95)
 """The exchange that is aimed at, in parts of the compute time."""
@@ -89,20 +89,18 @@ def step(world: launch.World, take_turns: Callable, segments: RankSegments, work
     return max(s for s, _ in both), statistics.mean(e for _, e in both)
 
 
-def calibrate(world: launch.World, work: list[Batch], part: float, scale: float) -> float:
-    """How much larger the model must be for its exchange to last `part` of its arithmetic, by one that is `scale`.
-    Collective."""
+def calibrate(world: launch.World, work: list[Batch], scale: float) -> float:
+    """How much larger the model must be for its arithmetic to last as long as its exchange, by one that is `scale` times
+    as large. Collective."""
     segments = open_segments(world, scale)
     step(world, schedule.serial, segments, work)
     seconds, exchange = min(step(world, schedule.serial, segments, work) for _ in range(TRIED))
     segments.free()
-    return min(MOST, scale * exchange / part / (seconds - exchange))
+    return min(MOST, scale * exchange / (seconds - exchange))
 
 
-def measure(world: launch.World, part: float) -> Figure:
+def measure(world: launch.World, work: list[Batch], scale: float) -> Figure:
     """Medians of steps of both schedules that take turns. Collective."""
-    work = batches()
-    scale = calibrate(world, work, part, calibrate(world, work, part, 1))
     segments = open_segments(world, scale)
     for take_turns in (schedule.serial, schedule.overlapped):
         step(world, take_turns, segments, work)
@@ -127,9 +125,10 @@ def rank(out: Path) -> int:
 
     def work() -> None:
         launch.check_gpus(world)
-        found: list[Figure] = []
+        found, work = list[Figure](), batches()
+        even = calibrate(world, work, calibrate(world, work, 1))
         for part in PARTS:
-            found.append(measure(world, part))
+            found.append(measure(world, work, min(MOST, even / part)))
             if world.rank == 0:
                 tell(out, found)
     return launch.guarded(world, work)
