@@ -40,7 +40,7 @@ LAYERS, MICRO_BATCHES = 16, 2
 last exchange, which nothing hides."""
 HEADS, WIDTH = 96, 12288
 """Of the first model; I is such that attention and experts take about as long."""
-MOST = 4.0
+MOST = 8.0
 """How much larger the others may be."""
 PARTS = (0.55, 0.75, 0.95)
 """The exchange that is aimed at, in parts of the compute time."""
