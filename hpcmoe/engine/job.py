@@ -24,7 +24,7 @@ from hpcmoe.engine.trace import Untraced, open_trace
 from hpcmoe.engine.ways import choose_turns, choose_way, read_probe
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.watch import Watch
-from hpcmoe.files import results
+from hpcmoe.files import results, vet
 from hpcmoe.files.parts import Provenance
 from hpcmoe.files.probe import Probe
 from hpcmoe.files.tokenizer import Tokenizer
@@ -74,7 +74,9 @@ def _plan(world: World, job: Job, overwrite: bool, traced: bool) -> Plan:
         output.clear(job)
     left = output.look(job, found.identity(job))
     output.tidy(job, left)
-    return Plan(found, left, read_probe(job, found.model.spec, world.size, world.library))
+    plan = Plan(found, left, read_probe(job, found.model.spec, world.size, world.library))
+    vet.end()  # from here on what was looked through is read
+    return plan
 
 
 def _answer(world: World, job: Job, plan: Plan, pool: list[int], placement: Placement, origin: Provenance,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcmoe.files import h5
+from hpcmoe.files import h5, vet
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def write(path: Path, table: Table) -> None:
 
 def read(path: Path) -> Table:
     """Raises `InputError`."""
+    vet.check(path, "exchange")
     with h5.reading(path, "exchange") as file:
         patterns = h5.strings(file, "pattern", path)
         columns = {name: _column(file, name, path) for name in NOTES}

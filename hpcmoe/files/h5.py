@@ -56,14 +56,18 @@ def _broken(error: OSError) -> str:
 
 def check_marks(file: h5py.File, path: Path, layout: str | None) -> None:
     """Raises `InputError` where `file` is not one of ours, of another layout, or newer than this program."""
-    mark = str(file.attrs.get("format", ""))
-    if not mark.startswith(OURS):
+    if not str(file.attrs.get("format", "")).startswith(OURS):
         raise InputError(f"{path} is HDF5 but not a file of hpcmoe's (no attribute `format`)")
-    if layout and mark != OURS + layout:
-        raise InputError(f"{path} is a {mark.removeprefix(OURS)} file where a {layout} file is expected")
+    if layout and layout_of(file) != layout:
+        raise InputError(f"{path} is a {layout_of(file)} file where a {layout} file is expected")
     version = attribute(file, "format_version", path, int)
     if version > VERSION:
         raise InputError(f"{path} has format version {version}, this hpcmoe reads up to {VERSION}: update hpcmoe")
+
+
+def layout_of(file: h5py.File) -> str:
+    """The layout of one of our files, as it says itself."""
+    return str(file.attrs["format"]).removeprefix(OURS)
 
 
 class NewFile(h5py.File):
@@ -164,16 +168,17 @@ def take(group: h5py.Group, name: str, path: Path, kind: type | None = None, dim
         dataset = group[name]
         if not isinstance(dataset, h5py.Dataset):
             raise InputError(f"{path}: {name} is not a dataset: make the file again")
-        values = dataset[()]
+        if kind is not None and not _is(dataset.dtype, kind):
+            raise InputError(f"{path}: {name} is {dataset.dtype}, not {KINDS[kind]}: make the file again")
+        if dataset.shape is None:
+            raise InputError(f"{path}: {name} is empty: make the file again")
+        if dims is not None and dataset.ndim != dims:
+            raise InputError(f"{path}: {name} has {dataset.ndim} dimensions, not {dims}: make the file again")
+        return dataset[()]
     except KeyError:
         raise InputError(f"{path} has no dataset {name}") from None
     except OSError as error:
         raise InputError(f"{path}: dataset {name} cannot be read ({error}): make the file again") from None
-    if kind is not None and not _is(dataset.dtype, kind):
-        raise InputError(f"{path}: {name} is {dataset.dtype}, not {KINDS[kind]}: make the file again")
-    if dims is not None and dataset.ndim != dims:
-        raise InputError(f"{path}: {name} has {dataset.ndim} dimensions, not {dims}: make the file again")
-    return values
 
 
 def _is(dtype: np.dtype, kind: type) -> bool:

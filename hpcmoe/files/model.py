@@ -8,7 +8,7 @@
 Matrices are `[out, in]`. bfloat16 is stored as uint16 with the attribute `dtype = "bfloat16"`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from hpcmoe import array, spec, tables
 from hpcmoe.errors import InputError
-from hpcmoe.files import h5
+from hpcmoe.files import h5, vet
 from hpcmoe.spec import ModelSpec, Tensor
 
 BLOCK = 1 << 22
@@ -46,12 +46,12 @@ class ModelFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        vet.check(path, "model")  # its tensors, too
         with h5.reading(path, "model") as file:
-            self.spec = _spec(file, path)
+            self.spec = read_spec(file, path)
             self.dtype = h5.attribute(file, "dtype", path, str)
             self.uuid = h5.attribute(file, "uuid", path, str)
             self.tokenizer = h5.string(file, "tokenizer", path) if "tokenizer" in file else ""
-            _check_shapes(file, self.spec, path)
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """See `Source`. Raises `InputError` at a value that is not finite."""
@@ -139,7 +139,8 @@ def rows_per_block(shape: tuple[int, ...]) -> int:
     return max(1, BLOCK // (shape[1] if len(shape) > 1 else 1))
 
 
-def _spec(file: h5py.File, path: Path) -> ModelSpec:
+def read_spec(file: h5py.File, path: Path) -> ModelSpec:
+    """The spec in a model file. Raises `InputError`."""
     try:
         table = tables.parse(h5.attribute(file, "spec", path, str))
     except tables.Bad as error:
@@ -147,12 +148,10 @@ def _spec(file: h5py.File, path: Path) -> ModelSpec:
     return spec.from_named_table(table, f"{path}: spec", InputError)
 
 
-def _check_shapes(file: h5py.File, model: ModelSpec, path: Path) -> None:
-    for tensor in spec.tensors(model):
-        dataset = file.get(tensor.name)
-        if not isinstance(dataset, h5py.Dataset):
-            raise InputError(f"{path}: tensor {tensor.name} is missing")
-        if dataset.shape != tensor.shape:
-            raise InputError(f"{path}: tensor {tensor.name} has shape {dataset.shape}, the spec says {tensor.shape}")
-        if dataset.dtype not in (np.uint16, np.float32):
-            raise InputError(f"{path}: tensor {tensor.name} is {dataset.dtype}, not float32 or bfloat16 (uint16)")
+def check_tensors(found: Iterable[tuple[Tensor, tuple[int, ...], np.dtype]], path: Path) -> None:
+    """Raises `InputError` where a tensor of the file at `path`, here with its shape and dtype as found, cannot be so."""
+    for tensor, shape, dtype in found:
+        if shape != tensor.shape:
+            raise InputError(f"{path}: tensor {tensor.name} has shape {shape}, the spec says {tensor.shape}")
+        if dtype not in (np.uint16, np.float32):
+            raise InputError(f"{path}: tensor {tensor.name} is {dtype}, not float32 or bfloat16 (uint16)")

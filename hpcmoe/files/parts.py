@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, traffic
+from hpcmoe.files import h5, traffic, vet
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import STAGES, Answer, StepTime
 
@@ -107,7 +107,8 @@ def read(path: Path) -> Part:
 def _take_steps(file: h5py.File, path: Path) -> tuple[StepTime, ...]:
     number, tokens, chosen = (h5.take(file, f"timings/{name}", path, np.integer, 1)
                               for name in ("step", "tokens", "chosen"))
-    wall, stages = h5.take(file, "timings/wall", path, np.floating, 1), h5.take(file, "timings/seconds", path)
+    wall = h5.take(file, "timings/wall", path, np.floating, 1)
+    stages = h5.take(file, "timings/seconds", path, np.floating, 2)
     if len({len(column) for column in (number, tokens, chosen, wall)}) > 1 or stages.shape != (len(wall), len(STAGES)):
         raise InputError(f"{path}: the datasets in timings differ in length: make the file again")
     moved = traffic.take(file, "step", len(wall), path) or Traffic.none(len(wall))
@@ -134,6 +135,7 @@ def finished(output: Path, identity: str) -> tuple[int, np.ndarray]:
     """
     attempt, done = 0, [np.empty(0, np.int64)]
     for path in files(output):
+        vet.check(path, "part")
         with h5.reading(path, "part") as file:
             if h5.attribute(file, "identity", path, str) != identity:
                 raise JobError(f"{folder(output)} holds parts of another job: give --overwrite to throw them away, "

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcmoe.errors import InputError
-from hpcmoe.files import h5
+from hpcmoe.files import h5, vet
 from hpcmoe.types import MODES, TRANSPORTS, Cuts, Speeds
 
 VERDICTS = WORKS, WRONG, ENDED = "works", "wrong", "ended"
@@ -78,6 +78,7 @@ def write(path: Path, probe: Probe, versions: str) -> None:
 
 def read(path: Path) -> Probe:
     """Raises `InputError`."""
+    vet.check(path, "probe")
     with h5.reading(path, "probe") as file:
         speeds = cuts = None
         if "exchange" in file:

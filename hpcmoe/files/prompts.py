@@ -12,7 +12,7 @@ import numpy as np
 
 from hpcmoe import paths
 from hpcmoe.errors import InputError
-from hpcmoe.files import h5
+from hpcmoe.files import h5, vet
 from hpcmoe.files.model import Source
 from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.spec import ModelSpec
@@ -54,6 +54,7 @@ class Prompts:
 
 def read(path: Path) -> Prompts:
     """The prompts in `path`. Raises `InputError`."""
+    vet.check(path, "prompts")
     with h5.reading(path, "prompts") as file:
         data, offsets = h5.ragged(file, "tokens", path)
         ids = h5.strings(file, "id", path)

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, parts, traffic
+from hpcmoe.files import h5, parts, traffic, vet
 from hpcmoe.files.parts import Part, Provenance
 from hpcmoe.files.prompts import Prompts
 from hpcmoe.traffic import Traffic
@@ -53,6 +53,7 @@ def is_finished(output: Path, identity: str) -> bool:
     """Whether `output` holds the results of this very job. Raises `JobError` where they are another job's."""
     if not output.exists():
         return False
+    vet.check(output, "results")
     with h5.reading(output, "results") as file:
         if h5.attribute(file, "identity", output, str) != identity:
             raise JobError(f"output {output} belongs to another job: give --overwrite to replace it, or another name")
@@ -153,5 +154,6 @@ def steps(file: h5py.File, path: Path) -> StepTable:
 
 def answers(path: Path) -> list[Answer]:
     """The answers in a results file. Raises `InputError`."""
+    vet.check(path, "results")
     with h5.reading(path, "results") as file:
         return parts.take_answers(file, path)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hpcmoe import spec
 from hpcmoe.errors import InputError
-from hpcmoe.files import exchange, h5, parts, probe, prompts, results
+from hpcmoe.files import exchange, h5, parts, probe, prompts, results, vet
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
 from hpcmoe.report import bench_exchange, text
@@ -27,8 +27,9 @@ WIDEST = 16
 
 def show(path: Path, limit: int) -> None:
     """Prints `path`, with `limit` prompts at most. Raises `InputError`."""
+    vet.check(path)
     with h5.reading(path) as file:
-        layout = str(file.attrs["format"]).removeprefix(h5.OURS)
+        layout = h5.layout_of(file)
     pages = {"model": _model, "prompts": _prompts, "results": _results, "part": _results, "exchange": _exchange,
              "probe": _probe}
     if layout not in pages:
