@@ -67,7 +67,7 @@ class Child:
         """What is wrong with the file at `path`, which should be `what`; "" for nothing."""
         assert self._process.stdin and self._process.stdout
         try:
-            self._process.stdin.write(json.dumps([str(path), what]).encode() + b"\n")
+            self._process.stdin.write(json.dumps([str(path), os.path.abspath(path), what]).encode() + b"\n")
             self._process.stdin.flush()
             return json.loads(self._process.stdout.readline())
         except (OSError, ValueError):  # no line, or half of one
@@ -98,8 +98,8 @@ def serve(examine: Examiner) -> None:
     signal.alarm(0)
     os.write(out, HEARD)
     for line in sys.stdin:
-        name, what = json.loads(line)
-        path = Path(name)
+        name, where, what = json.loads(line)
+        path = Path(where)
         seconds = _seconds(path)
         spent = sum(os.times()[:2])
         _limit(resource.RLIMIT_CPU, int(spent + seconds) + 1)
@@ -107,7 +107,7 @@ def serve(examine: Examiner) -> None:
         _limit(resource.RLIMIT_AS, begun + room(path))
         said, sound = _look(examine, path, what)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        os.write(out, json.dumps(said).encode() + b"\n")
+        os.write(out, json.dumps(said.replace(where, name)).encode() + b"\n")
         if not sound:
             break
 
@@ -127,11 +127,17 @@ def _look(examine: Examiner, path: Path, what: str) -> tuple[str, bool]:
 
 def room(path: Path) -> int:
     """Bytes that may be taken for a file."""
-    return MEMORY + MORE * path.stat().st_size
+    return MEMORY + MORE * _size(path)
 
 
 def _seconds(path: Path) -> float:
-    return min(LONGEST, SECONDS + path.stat().st_size / SPEED)
+    return min(LONGEST, SECONDS + _size(path) / SPEED)
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _limit(what: int, most: int) -> None:

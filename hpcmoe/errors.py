@@ -4,6 +4,8 @@ Only these classes end a command with a line instead of a traceback. Raise one w
 known; never wrap an unknown exception in one.
 """
 
+import unicodedata
+
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 INTERNAL = 70
@@ -32,6 +34,19 @@ class DeviceError(HpcmoeError):
     """The accelerator or MPI."""
 
     code = 4
+
+
+def visible(words: str, but: str = "") -> str:
+    """`words` with what would steer a terminal, break a line or turn the direction of writing as escapes: \\x1b.
+
+    Characters in `but` stay.
+    """
+    return "".join(c if c in but or not _steers(c) else c.encode("unicode_escape").decode() for c in words)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or (
+        unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 
 
 def size(count: float) -> str:

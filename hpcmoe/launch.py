@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from hpcmoe import gpu
-from hpcmoe.errors import INTERNAL, DeviceError, HpcmoeError
+from hpcmoe.errors import INTERNAL, DeviceError, HpcmoeError, visible
 from hpcmoe.gpu import Gpu
 
 T = TypeVar("T")
@@ -217,7 +217,7 @@ def guarded(world: World, work: Callable[[], None]) -> int:
 
 def report(line: str) -> None:
     """The one line that an expected failure prints."""
-    print(f"hpcmoe: error: {line}", file=sys.stderr, flush=True)
+    print(f"hpcmoe: error: {visible(line)}", file=sys.stderr, flush=True)
 
 
 def end_all(world: World, code: int) -> NoReturn:

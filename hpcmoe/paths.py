@@ -1,15 +1,23 @@
 """Files of the user's: text that is read, and places that can be written, in the words of errors."""
 
+import io
 import os
 from pathlib import Path
 
-from hpcmoe.errors import HpcmoeError, JobError
+from hpcmoe.errors import HpcmoeError, JobError, size
 
 
-def read_text(path: Path, error: type[HpcmoeError], what: str) -> str:
-    """The text in `path`: UTF-8, with or without a mark in front. Raises `error`, naming `what` it should have been."""
+def read_text(path: Path, error: type[HpcmoeError], what: str, most: int | None = None) -> str:
+    """The text in `path`: UTF-8, with or without a mark in front, of `most` bytes where that is given.
+
+    Raises `error`, naming `what` it should have been.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            found = file.read() if most is None else file.read(most + 1)
+        if most is not None and len(found) > most:
+            raise error(f"{what} {path} is larger than {size(most)}")
+        return io.TextIOWrapper(io.BytesIO(found), encoding="utf-8-sig").read()
     except UnicodeDecodeError:
         raise error(f"{what} {path} is not a text file (UTF-8)") from None
     except OSError as problem:

@@ -11,13 +11,19 @@ from hpcmoe.errors import HpcmoeError, InputError
 from hpcmoe.tables import Bad, key
 
 
+MOST_LAYERS, MOST_EXPERTS, MOST_IN_ALL = 4096, 4096, 2**18
+"""Layers, experts of a layer, and of all layers: beyond any model, and few enough to go through them in seconds."""
+WIDEST = 2**24
+"""Values of a row."""
+
+
 @dataclass(frozen=True)
 class Attention:
     """Causal self-attention with grouped queries (multi-head where kv_heads = heads) and RoPE."""
 
-    heads: int = key(help="query heads", least=1)
-    kv_heads: int = key(help="key and value heads; divides heads", least=1)
-    head_dim: int = key(help="values per head; even", least=2)
+    heads: int = key(help="query heads", least=1, most=WIDEST)
+    kv_heads: int = key(help="key and value heads; divides heads", least=1, most=WIDEST)
+    head_dim: int = key(help="values per head; even", least=2, most=WIDEST)
     rope_theta: float = key(10000.0, help="base of the rotary frequencies", least=1)
     window: int = key(0, help="tokens that a token sees, itself included; 0 = all", least=0)
     bias: bool = key(False, help="whether queries, keys and values have a bias")
@@ -38,7 +44,7 @@ class Attention:
 class Dense:
     """The layers whose feed-forward block is one SwiGLU for all tokens."""
 
-    hidden: int = key(help="width of the SwiGLU", least=1)
+    hidden: int = key(help="width of the SwiGLU", least=1, most=WIDEST)
     layers: int | tuple[int, ...] = key(help="how many of the first layers, or a list of layers from 0", least=0)
 
 
@@ -46,9 +52,9 @@ class Dense:
 class Moe:
     """The layers whose feed-forward block is a gate and E experts."""
 
-    experts: int = key(help="E", least=1)
+    experts: int = key(help="E", least=1, most=MOST_EXPERTS)
     top_k: int = key(help="K, experts per token", least=1)
-    hidden: int = key(help="I, width of an expert", least=1)
+    hidden: int = key(help="I, width of an expert", least=1, most=WIDEST)
     renormalise: bool = key(True, help="divide the K weights by their sum")
     scale: float = key(1.0, help="factor on the K weights")
     score: str = key("softmax", help="what logits become: softmax over all E, sigmoid, or softmax over the chosen K",
@@ -58,7 +64,7 @@ class Moe:
     groups_kept: int = key(1, help="groups from which a token's experts are chosen", least=1)
     group_score: str = key("top2", help="of a group: its best score, or the sum of its two best",
                            choices=("max", "top2"))
-    shared_hidden: int = key(0, help="width of the shared expert that sees every token; 0 = none", least=0)
+    shared_hidden: int = key(0, help="width of the shared expert that sees every token; 0 = none", least=0, most=WIDEST)
     shared_gate: bool = key(False, help="whether a sigmoid gate weighs the shared expert's answer")
     round_logits: bool = key(False, help="round gate logits to the compute dtype, as some families do")
     round_weights: bool = key(False, help="round the K weights too, and each weighted answer before the sum")
@@ -93,10 +99,10 @@ class ModelSpec:
     """A pre-norm decoder: L layers of attention and a feed-forward block, dense or mixture-of-experts."""
 
     name: str = key(help="what to call the model")
-    layers: int = key(help="L", least=1)
-    hidden: int = key(help="H, the token dimension", least=1)
-    vocabulary: int = key(help="V", least=1)
-    context: int = key(help="the longest sequence, prompt and answer together", least=2)
+    layers: int = key(help="L", least=1, most=MOST_LAYERS)
+    hidden: int = key(help="H, the token dimension", least=1, most=WIDEST)
+    vocabulary: int = key(help="V", least=1, most=2**31)
+    context: int = key(help="the longest sequence, prompt and answer together", least=2, most=2**31)
     attention: Attention = key(help="the attention block")
     dense: Dense | None = key(None, help="the dense layers, if any")
     moe: Moe | None = key(None, help="the mixture-of-experts layers, if any")
@@ -191,6 +197,9 @@ def from_table(table: dict) -> ModelSpec:
         _check_dense(d, spec)
     elif m is None:
         raise Bad("dense", "missing: a model without [moe] needs [dense]")
+    if spec.layers * spec.experts > MOST_IN_ALL:
+        raise Bad("moe.experts", f"{m.experts if m else 0} in each of {spec.layers} layers are more than "
+                                 f"{MOST_IN_ALL:,} together")
     if any(not 0 <= t < spec.vocabulary for t in spec.eos):
         raise Bad("eos", f"{list(spec.eos)} is not inside the vocabulary of {spec.vocabulary}")
     return spec

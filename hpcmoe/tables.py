@@ -15,6 +15,9 @@ from hpcmoe.errors import HpcmoeError
 
 Table = TypeVar("Table")
 
+LARGEST = 1 << 20
+"""Bytes of a TOML file."""
+
 
 class Bad(Exception):
     """A key that does not fit, with its dotted path. The caller turns it into its own error."""
@@ -38,13 +41,13 @@ def parse(text: str) -> dict:
     """TOML text -> dict. Raises `Bad`."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also where numbers or brackets are beyond Python's limits
         raise Bad("", f"not valid TOML: {error}") from None
 
 
 def read(path: Path, error: type[HpcmoeError], what: str) -> dict:
     """The TOML file at `path` -> dict. Raises `error`, naming `what` it should have been."""
-    text = paths.read_text(path, error, what)
+    text = paths.read_text(path, error, what, LARGEST)
     try:
         return parse(text)
     except Bad as bad:
@@ -107,7 +110,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     for option in options:
         if is_dataclass(option):
             return build(typing.cast(type, option), value, path)
-        if option is float and type(value) is int:
+        if option is float and type(value) is int and abs(value) < 2**63:
             return float(value)
         if option is tuple or typing.get_origin(option) is tuple:
             if isinstance(value, list) and all(type(v) is int for v in value):

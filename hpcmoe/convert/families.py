@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hpcmoe.convert.keys import Keys
-from hpcmoe.spec import Attention, Dense, ModelSpec, Moe
+from hpcmoe.spec import MOST_LAYERS, Attention, Dense, ModelSpec, Moe
 
 Names = dict[str, tuple[str, ...]]
 
@@ -120,7 +120,8 @@ def sparse_by_step(keys: Keys) -> Dense | None:
     """Layers that `mlp_only_layers` lists, and those between the steps, are dense."""
     step, listed = keys.whole("decoder_sparse_step", default=1, least=1), keys.items("mlp_only_layers")
     width = keys.whole("intermediate_size")
-    dense = tuple(n for n in range(keys.peek("num_hidden_layers")) if n in listed or (n + 1) % step)
+    layers = min(keys.peek("num_hidden_layers"), MOST_LAYERS)  # more are refused later
+    dense = tuple(n for n in range(layers) if n in listed or (n + 1) % step)
     return Dense(width, dense) if dense else None
 
 

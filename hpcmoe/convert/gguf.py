@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from hpcmoe import child
 from hpcmoe.convert.keys import Keys
 from hpcmoe.convert.parts import part_shapes
 from hpcmoe.convert.tokenizer import from_gguf, listed
 from hpcmoe.errors import InputError, JobError
+from hpcmoe.files import vet
 from hpcmoe.paths import unreadable
 from hpcmoe.spec import Attention, Dense, ModelSpec, Tensor, check, tensors
 
@@ -32,12 +34,8 @@ class GgufCheckpoint:
             raise JobError("GGUF files need the gguf package: pip install 'hpcmoe[convert]'") from None
         self.path = path
         self._dequantise = gguf.quants.dequantize
-        try:
-            reader = gguf.GGUFReader(path)
-        except OSError as error:
-            raise InputError(f"{path} {unreadable(error)}") from None
-        except ValueError as error:  # the reader's own complaint about magic, version or size
-            raise InputError(f"{path} is not a whole GGUF file ({error})") from None
+        vet.check(path, by="hpcmoe.convert.gguf")
+        reader = _open(path)
         self._tensors = {t.name: t for t in reader.tensors}
         values = {name: field.contents() for name, field in reader.fields.items()}
         self.spec = _spec(values, "output.weight" not in self._tensors, path)
@@ -82,6 +80,25 @@ class GgufCheckpoint:
                              "package does not dequantise") from None
 
 
+def examine(path: Path, what: str = "") -> None:
+    """What a child does with a file first: the package's reader believes every count, and reads on behind the end.
+
+    Raises `InputError`.
+    """
+    for field in _open(path).fields.values():
+        field.contents()
+
+
+def _open(path: Path):
+    import gguf
+    try:
+        return gguf.GGUFReader(path)
+    except OSError as error:
+        raise InputError(f"{path} {unreadable(error)}") from None
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:  # it has no class for it
+        raise InputError(f"{path} is not a whole GGUF file ({error})") from None
+
+
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
     """Rows of a query or key matrix `[heads * d, in]` back from llama.cpp's order (rotary pairs
     side by side) to that of checkpoints (pairs in the two halves of a head)."""
@@ -97,7 +114,7 @@ def _spec(values: dict[str, Any], tied: bool, path: Path) -> ModelSpec:
     keys = Keys({name: value for name, value in values.items() if name.startswith("llama.")}, str(path))
     layers, hidden = keys.whole("llama.block_count"), keys.whole("llama.embedding_length")
     eos = values.get("tokenizer.ggml.eos_token_id")
-    found = ModelSpec(values.get("general.name", path.stem), layers, hidden, len(listed(values, "tokens", path)),
+    found = ModelSpec(values.get("general.name", path.stem), layers, hidden, len(listed(values, "tokens", path, str)),
                       keys.whole("llama.context_length"), _attention(keys, hidden),
                       Dense(keys.whole("llama.feed_forward_length"), layers),
                       norm_eps=float(np.float32(keys.number("llama.attention.layer_norm_rms_epsilon"))),
@@ -118,3 +135,7 @@ def _attention(keys: Keys, hidden: int) -> Attention:
     keys.only("llama.rope.scaling.type", "none")
     return Attention(heads, keys.whole("llama.attention.head_count_kv", default=heads), head_dim,
                      keys.number("llama.rope.freq_base", default=10000.0))
+
+
+if __name__ == "__main__":
+    child.serve(examine)

@@ -18,6 +18,8 @@ from hpcmoe.files.model import rows_per_block
 from hpcmoe.paths import read_text
 from hpcmoe.spec import ModelSpec, Tensor, check, tensors
 
+LARGEST = 1 << 28
+"""Bytes of a JSON file."""
 READ = {"BF16", "F16", "F32"}
 """The number formats that are read."""
 PASSED_OVER = re.compile(r".*\.rotary_emb\.inv_freq$")
@@ -89,7 +91,7 @@ class HuggingFaceCheckpoint:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    text = read_text(path, InputError, "checkpoint's file")
+    text = read_text(path, InputError, "checkpoint's file", LARGEST)
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -109,7 +111,7 @@ def _with_generation_eos(table: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path) -> str:
     path = folder / "tokenizer.json"
     if path.exists():
-        text = read_text(path, InputError, "tokenizer")
+        text = read_text(path, InputError, "tokenizer", LARGEST)
         tokenizer.check(text, str(path))
         return text
     print(f"hpcmoe: warning: {folder} has no tokenizer.json: prompts must be given as tokens, and texts stay empty",
@@ -124,8 +126,7 @@ def _open_all(folder: Path) -> dict[str, Any]:
     except ModuleNotFoundError:
         raise JobError("Hugging Face checkpoints need the safetensors package: pip install 'hpcmoe[convert]'") from None
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(_json(index).get("weight_map", {}).values())) if index.exists() else sorted(
-        p.name for p in folder.glob("*.safetensors"))
+    names = _named(index) if index.exists() else sorted(p.name for p in folder.glob("*.safetensors"))
     if not names:
         raise InputError(f"{folder} has no .safetensors files; other formats of weights are not read")
     files: dict[str, Any] = {}
@@ -134,7 +135,17 @@ def _open_all(folder: Path) -> dict[str, Any]:
             file = safe_open(folder / name, framework="numpy")
         except FileNotFoundError:
             raise InputError(f"{folder / name} does not exist, and {index.name} names it") from None
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(f"{folder / name} is not a whole safetensors file ({error})") from None
         files |= dict.fromkeys(file.keys(), file)
     return files
+
+
+def _named(index: Path) -> list[str]:
+    """The files that an index names. Raises `InputError` where one of them is not in its folder."""
+    table = _json(index).get("weight_map", {})
+    names = list(table.values()) if isinstance(table, dict) else [table]
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+            raise InputError(f"{index}: weight_map has {name!r}, which is not a file of its folder")
+    return sorted(set(names))

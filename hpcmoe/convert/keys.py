@@ -5,6 +5,8 @@ from typing import Any
 from hpcmoe.errors import InputError
 
 REQUIRED = object()
+MOST = 2**63
+"""Numbers are up to it."""
 
 NO_EFFECT = frozenset("""
     _name_or_path architectures attention_dropout bos_token_id chunk_size_feed_forward dtype id2label initializer_range
@@ -35,14 +37,14 @@ class Keys:
     def whole(self, *names: str, default: Any = REQUIRED, least: int = 0) -> int:
         """The same, checked to be a whole number of at least `least`."""
         value = self.take(*names, default=default)
-        if type(value) is not int or value < least:
+        if type(value) is not int or not least <= value <= MOST:
             raise self.wrong(names[0], value, f"a whole number of at least {least}")
         return value
 
     def number(self, *names: str, default: Any = REQUIRED) -> float:
         """The same, checked to be a number."""
         value = self.take(*names, default=default)
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or abs(value) > MOST:
             raise self.wrong(names[0], value, "a number")
         return float(value)
 

@@ -20,15 +20,18 @@ def from_gguf(values: dict[str, Any], path: Path) -> str:
         raise JobError("GGUF tokenizers need the tokenizers package: pip install 'hpcmoe[text]'") from None
     kind, before = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "default")
     splits = {"gpt-2": [], "default": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}
-    if kind != "gpt2" or before not in splits:
+    if kind != "gpt2" or str(before) not in splits:
         known = ", ".join(f"gpt2/{name}" for name in splits)
         raise InputError(f"{path}: tokenizer {kind}/{before} is not read from GGUF; known: {known}")
     for name in ("add_bos_token", "add_eos_token"):
         if values.get(f"tokenizer.ggml.{name}"):
             raise InputError(f"{path}: tokenizers with {name} are not read from GGUF")
-    tokens, kinds = listed(values, "tokens", path), listed(values, "token_type", path)
-    merges = [tuple(pair.split(" ", 1)) for pair in listed(values, "merges", path)]
-    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, merges))
+    tokens, kinds = listed(values, "tokens", path, str), listed(values, "token_type", path, int)
+    merges = [tuple(pair.split(" ", 1)) for pair in listed(values, "merges", path, str)]
+    try:
+        tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, merges))
+    except Exception as error:  # the package has no class of its own for what it cannot take
+        raise InputError(f"{path}: tokens and merges do not make a tokenizer ({error})") from None
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits[before], bytewise])
     tokenizer.decoder = decoders.ByteLevel()
@@ -37,9 +40,9 @@ def from_gguf(values: dict[str, Any], path: Path) -> str:
     return tokenizer.to_str()
 
 
-def listed(values: dict[str, Any], name: str, path: Path) -> list[Any]:
-    """A list of the tokenizer's metadata. Raises `InputError` where it is missing or none."""
+def listed(values: dict[str, Any], name: str, path: Path, kind: type) -> list[Any]:
+    """A list of the tokenizer's metadata, of `kind`. Raises `InputError` where it is missing or none."""
     found = values.get(f"tokenizer.ggml.{name}")
-    if not isinstance(found, list):
-        raise InputError(f"{path} has no list tokenizer.ggml.{name} in its metadata")
+    if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
+        raise InputError(f"{path} has no list tokenizer.ggml.{name} of {kind.__name__} in its metadata")
     return found

@@ -21,6 +21,10 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
         except Exception as error:  # the package has no class of its own for what it cannot read
             raise InputError(f"{where}: the tokenizer is not one of the tokenizers library's ({error})") from None
+        except BaseException as error:
+            if not _panic(error):
+                raise
+            raise InputError(f"{where}: the tokenizers library breaks at the tokenizer ({error})") from None
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, with what the tokenizer itself puts around a text."""
@@ -29,6 +33,11 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of `tokens`, special ones left out."""
         return self._tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True)
+
+
+def _panic(error: BaseException) -> bool:
+    """Whether a library in Rust met with what it holds to be impossible."""
+    return type(error).__name__ == "PanicException"
 
 
 def check(json: str, where: str) -> None:

@@ -5,6 +5,7 @@ believes. So readers call `check`, and what goes on with a file that was checked
 """
 
 import atexit
+import importlib
 import stat
 import sys
 from functools import cache
@@ -13,43 +14,50 @@ from pathlib import Path
 from hpcmoe.child import Child, Unavailable
 from hpcmoe.errors import InputError
 
-_passed: set[tuple[int, int, int, int]] = set()
-"""What each file was that was looked through: device, number, size, time of its last change."""
-_children: list[Child] = []
-"""The child of this process, if it has one."""
+HDF5 = "hpcmoe.files.examine"
+
+Mark = tuple[int, int, int, int]
+"""What a file is: device, number, size, time of its last change."""
+
+_told: dict[tuple[str, str, Path, Mark], str] = {}
+"""What was found wrong with each file, "" for nothing; by who looked, and what it should have been."""
+_children: dict[str, Child] = {}
+"""Of this process, by the module that each runs."""
 
 
-def check(path: Path, layout: str = "") -> None:
+def check(path: Path, layout: str = "", by: str = HDF5) -> None:
     """Raises `InputError` where the file at `path`, of `layout` if that is given, is none that can safely be read.
 
-    What cannot be opened at all is left to who opens it.
+    `by` is the module whose `examine` looks at it. What cannot be opened at all is left to who opens it.
     """
     mark = _mark(path)
-    if mark and mark not in _passed:
-        if wrong := _ask(path, layout):
-            raise InputError(wrong)
-        if mark == _mark(path):
-            _passed.add(mark)
+    if not mark:
+        return
+    key = by, layout, path, mark
+    wrong = _told[key] if key in _told else _ask(path, layout, by)
+    if mark == _mark(path):  # else it changed meanwhile
+        _told[key] = wrong
+    if wrong:
+        raise InputError(wrong)
 
 
-def _ask(path: Path, layout: str) -> str:
+def _ask(path: Path, layout: str, by: str) -> str:
     """What is wrong with it, "" for nothing."""
     try:
-        if not (_children and _children[0].lives()):
+        if by not in _children or not _children[by].lives():
             end()
-            _children.append(Child("hpcmoe.files.examine"))
-        return _children[0].ask(path, layout)
+            _children[by] = Child(by)
+        return _children[by].ask(path, layout)
     except Unavailable as why:
         _warn(str(why))
-    from hpcmoe.files.examine import examine  # its readers import us
-    examine(path, layout)
+    importlib.import_module(by).examine(path, layout)
     return ""
 
 
 def end() -> None:
-    """Ends the child, if there is one: nothing more is going to be opened soon."""
+    """Ends what was started: nothing more is going to be opened soon."""
     while _children:
-        _children.pop().end()
+        _children.popitem()[1].end()
 
 
 atexit.register(end)
@@ -61,7 +69,7 @@ def _warn(why: str) -> None:
           f"so this one does it without ({why})", file=sys.stderr, flush=True)
 
 
-def _mark(path: Path) -> tuple[int, int, int, int] | None:
+def _mark(path: Path) -> Mark | None:
     """None where there is no file. Raises `InputError` where it is something that only looks like one."""
     try:
         found = path.stat()

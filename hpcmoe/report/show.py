@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcmoe import spec
-from hpcmoe.errors import InputError
+from hpcmoe.errors import InputError, visible
 from hpcmoe.files import exchange, h5, parts, probe, prompts, results, vet
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
@@ -127,7 +127,7 @@ def _exchange(out: Console, path: Path, limit: int) -> None:
 
 
 def _entry(out: Console, name: str, note: str, words: str) -> None:
-    out.print(Text.assemble((text.visible(name), "bold"), f"  ({note})"))
+    out.print(Text.assemble((visible(name), "bold"), f"  ({note})"))
     wrap = textwrap.TextWrapper(width=out.width, initial_indent="    ", subsequent_indent="    ")
     for line in words.strip().splitlines():
         out.print(wrap.fill(line), soft_wrap=True)

@@ -2,13 +2,13 @@
 
 import os
 import sys
-import unicodedata
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hpcmoe import errors
 from hpcmoe.errors import size as size
 
 
@@ -25,8 +25,8 @@ class Page(Console):
 
 
 def visible(words: str) -> str:
-    """`words` without control characters; ends of lines and tabs stay."""
-    return "".join(c for c in words if c in "\n\t" or unicodedata.category(c) != "Cc")
+    """`words` with control characters as escapes; ends of lines and tabs stay."""
+    return errors.visible(words, "\n\t")
 
 
 def console() -> Page:

@@ -1,0 +1,236 @@
+"""Damaged files of every kind, and what the program makes of each: an error line or an answer, in seconds, in little memory.
+
+    python tests/fuzz/run.py --count 5000 --seed 1          # many
+    python tests/fuzz/run.py --seed 1 --only 137            # one of them again
+
+Input N of a seed is always the same. Each is given to the verbs in a process of its own, forked where all is imported.
+What goes wrong is told with its number, and the damaged files stay in build/fuzz/. The last line sums up.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import unicodedata
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "unit"), str(Path(__file__).parent)]
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from damage import pick, structure  # noqa: E402
+from given import KINDS, make  # noqa: E402
+
+from hpcmoe.__main__ import main as hpcmoe  # noqa: E402
+from hpcmoe.errors import InputError  # noqa: E402
+from hpcmoe.files import vet  # noqa: E402
+
+SECONDS, BYTES = 10.0, 1 << 30
+"""No input may take more of a core's time, or more memory."""
+PATIENCE = 90
+"""Seconds until an input that sleeps is taken to hang."""
+CODES = (0, 2, 3)
+KEPT = ROOT / "build" / "fuzz"
+
+
+@dataclass
+class Sum:
+    """What some inputs came to."""
+
+    inputs: int = 0
+    refused: int = 0
+    """by all verbs"""
+    slowest: float = 0.0
+    slowest_was: str = ""
+    largest: int = 0
+    """bytes"""
+    largest_was: str = ""
+    wrong: list[str] = field(default_factory=list)
+
+    def add(self, other: "Sum") -> None:
+        """Takes in another."""
+        self.inputs, self.refused = self.inputs + other.inputs, self.refused + other.refused
+        if other.slowest > self.slowest:
+            self.slowest, self.slowest_was = other.slowest, other.slowest_was
+        if other.largest > self.largest:
+            self.largest, self.largest_was = other.largest, other.largest_was
+        self.wrong += other.wrong
+
+
+def main() -> int:
+    """All inputs, on all workers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", type=int, help="one input, with all that is said of it")
+    chosen = parser.parse_args()
+    numbers = range(chosen.count) if chosen.only is None else [chosen.only]
+    KEPT.mkdir(parents=True, exist_ok=True)
+    print(f"seed {chosen.seed}, {len(numbers)} inputs; what goes wrong is kept in {KEPT}", flush=True)
+    begun, total = time.time(), Sum()
+    parts = [numbers[k::chosen.workers] for k in range(chosen.workers)]
+    for told in [_fork(lambda part=part: [asdict(work(chosen.seed, part))]) for part in parts if part]:
+        total.add(Sum(**_join(*told)[0][0]))
+    print("\n".join(total.wrong))
+    print(f"seed {chosen.seed}: {total.inputs} inputs, {total.refused} refused by all verbs, {len(total.wrong)} wrong; slowest "
+          f"{total.slowest:.2f} s of a core ({total.slowest_was}), largest {total.largest / 1e6:.0f} MB ({total.largest_was}); "
+          f"{time.time() - begun:.0f} s")
+    return bool(total.wrong)
+
+
+def work(seed: int, numbers) -> Sum:
+    """Some inputs, one after another."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    total, clean = Sum(), KEPT / f"clean-{os.getpid()}"
+    make(clean)
+    for number in numbers:
+        folder = KEPT / f"{seed}-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        kind, how, verbs, path = damaged(seed, number, clean, folder)
+        total.inputs += 1
+        name = f"{number} ({kind}: {how})"
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        prepare(path)
+        told, used, taken = _join(*_fork(lambda: [one(folder, verb) for verb in verbs], SECONDS), name)
+        if how.endswith("alone"):
+            told.append(alone(folder, verbs[0]))
+        wrong = [word for verb in told for word in judge(verb)] if told is not None else [f"ended by {used}"]
+        if len(numbers) == 1:
+            print(name, json.dumps(told, indent=1), sep="\n", flush=True)
+        _weigh(total, name, used if told is not None else SECONDS, taken, before)
+        total.refused += told is not None and all(verb["code"] for verb in told)
+        total.wrong += [f"WRONG {name}: {word}" for word in wrong]
+        if not wrong:
+            shutil.rmtree(folder, ignore_errors=True)
+    vet.end()
+    _weigh(total, "the child that looks through files", 0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, None)
+    shutil.rmtree(clean)
+    return total
+
+
+def _weigh(total: Sum, name: str, used: float, taken: int, before) -> None:
+    if used > total.slowest:
+        total.slowest, total.slowest_was = used, name
+    if taken > total.largest:
+        total.largest, total.largest_was = taken, name
+    if taken > BYTES:
+        total.wrong.append(f"WRONG {name}: {taken / 1e6:.0f} MB")
+
+
+def damaged(seed: int, number: int, clean: Path, folder: Path):
+    """Input `number`: its kind, what was done, the verbs to give it to, and its file."""
+    rng = np.random.default_rng([seed, number])
+    kind = pick(rng, list(KINDS))
+    how, verbs = KINDS[kind]
+    shutil.copytree(clean, folder, symlinks=True)
+    path = folder / kind
+    if path.suffix == ".h5" and rng.random() < 0.6:
+        done = structure(rng, path)
+    else:
+        path.write_bytes(how(rng, path.read_bytes()))
+        done = how.__name__
+    verbs = [list(verb) for verb in verbs]
+    if verbs[-1][0] == "run" and number % 8:  # it takes longer than all else
+        verbs.pop()
+    return kind, done + (", alone" if number % 50 == 0 else ""), verbs, path
+
+
+def prepare(path: Path) -> None:
+    """Looks through a file here, so that one child does it for many inputs; who asks again is told the same."""
+    if path.suffix == ".h5":
+        os.chdir(path.parent)
+        for layout in ("", {"part": "part", "out": "results"}.get(path.stem, path.stem)):
+            with contextlib.suppress(InputError):
+                vet.check(path.parent / path.name, layout)
+
+
+def one(folder: Path, words: list[str]) -> dict:
+    """What a verb comes to, in this process."""
+    os.chdir(folder)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    out.reconfigure = lambda **options: None  # type: ignore[attr-defined]
+    sys.argv = ["hpcmoe", *(str(folder / word) if (folder / word).exists() else word for word in words)]
+    begun = time.process_time()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            hpcmoe()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            code = 70
+            traceback.print_exc(file=err)
+    return {"words": words, "code": code, "out": out.getvalue(), "err": err.getvalue(),
+            "seconds": time.process_time() - begun}
+
+
+def alone(folder: Path, words: list[str]) -> dict:
+    """The same as users start it."""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "hpcmoe", *words], cwd=folder, capture_output=True, text=True, timeout=PATIENCE,
+                          env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    return {"words": words, "code": done.returncode, "out": done.stdout, "err": done.stderr,
+            "seconds": min(SECONDS, time.monotonic() - begun)}
+
+
+def judge(told: dict) -> list[str]:
+    """What is wrong with how a verb ended."""
+    wrong, lines = [], told["err"].splitlines()
+    errors = [line for line in told["err"].split("\n") if line and not line.startswith(("hpcmoe: warning: ", "hpcmoe: "))]
+    if told["code"] not in CODES:
+        wrong.append(f"code {told['code']}")
+    if errors and told["words"][0] != "run":
+        wrong.append("more than error lines")
+    if told["code"] and sum(line.startswith("hpcmoe: error: ") for line in lines) != 1:
+        wrong.append(f"not one error line but {len(lines)}")
+    if any(c not in "\n\t\r" and unicodedata.category(c) == "Cc" for c in told["out"] + told["err"]):
+        wrong.append("raw control characters")
+    if told["seconds"] > SECONDS:
+        wrong.append(f"{told['seconds']:.0f} s")
+    return [f"{' '.join(told['words'])}: {word}: {told['err'][-1500:]!r}" for word in wrong]
+
+
+def _fork(job, seconds: float | None = None):
+    """Starts `job` in a process of its own; what it gives is told as JSON."""
+    source, sink = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(sink)
+        return pid, source
+    try:
+        os.close(source)
+        if seconds:
+            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds * 3), int(seconds * 3)))  # of all verbs together
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.alarm(PATIENCE)
+        with os.fdopen(sink, "w") as file:
+            json.dump(job(), file)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
+        os._exit(1)
+
+
+def _join(pid: int, source: int, name: str = ""):
+    """What it gave, or None; the seconds of a core that it took, or what ended it; its memory in bytes."""
+    with os.fdopen(source) as file:
+        text = file.read()
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        return None, f"signal {status & 127}" if status & 127 else f"code {status >> 8}", usage.ru_maxrss * 1024
+    return json.loads(text), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
