@@ -42,7 +42,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long test-gpu bench-gpu bench-overlap lint clean \
+.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long test-gpu bench-gpu bench-overlap fuzz lint clean \
 	again
 
 help: ## this list
@@ -102,6 +102,9 @@ test-gpu: .venv/stamp ## on a GPU: kernels against NumPy, whole models at 1, 2, 
 bench-gpu: .venv/stamp ## on a GPU: kernels, steps and exchanges against their floors; writes docs/bench-gpu.toml
 	@if nvidia-smi -L > /dev/null 2>&1; then $(MAKE) -s .venv/gpu; fi
 	@.venv/bin/python tests/bench/gpu/run.py $(ARGS)
+
+fuzz: .venv/smollm2.gguf ## 5,000 damaged inputs of every kind; ARGS="--count 500 --seed 2", or "--only 7" for one again
+	@.venv/bin/python tests/fuzz/run.py --count 5000 $(ARGS)
 
 bench-overlap: .venv/stamp ## how much of a slow exchange hides behind arithmetic, between two network namespaces; root
 	@.venv/bin/python tests/bench/overlap.py

@@ -1,7 +1,8 @@
 """A process with limits on memory and time, in which files of others are looked through before this one opens them.
 
-The libraries that read them may crash, hang or take gigabytes where a file is malformed. Then it is the child that does,
-and that is an answer too. It is a fresh interpreter that never starts MPI, so a rank may have one after MPI has begun.
+The libraries that read them may crash, hang or take gigabytes where a file is malformed. Then it is the child that
+does, and that is an answer too. It is a fresh interpreter that never starts MPI, so a rank may have one after MPI has
+begun.
 """
 
 import json
@@ -69,9 +70,12 @@ class Child:
         try:
             self._process.stdin.write(json.dumps([str(path), os.path.abspath(path), what]).encode() + b"\n")
             self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
+            said, sound = json.loads(self._process.stdout.readline())
         except (OSError, ValueError):  # no line, or half of one
             return _death(path, self._process.wait())
+        if not sound:
+            self.end()
+        return said
 
     def end(self) -> None:
         """Returns when it is gone."""
@@ -107,9 +111,7 @@ def serve(examine: Examiner) -> None:
         _limit(resource.RLIMIT_AS, begun + room(path))
         said, sound = _look(examine, path, what)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        os.write(out, json.dumps(said.replace(where, name)).encode() + b"\n")
-        if not sound:
-            break
+        os.write(out, json.dumps([said.replace(where, name), sound]).encode() + b"\n")
 
 
 def _look(examine: Examiner, path: Path, what: str) -> tuple[str, bool]:

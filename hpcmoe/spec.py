@@ -10,7 +10,6 @@ from hpcmoe import tables
 from hpcmoe.errors import HpcmoeError, InputError
 from hpcmoe.tables import Bad, key
 
-
 MOST_LAYERS, MOST_EXPERTS, MOST_IN_ALL = 4096, 4096, 2**18
 """Layers, experts of a layer, and of all layers: beyond any model, and few enough to go through them in seconds."""
 WIDEST = 2**24

@@ -1,17 +1,18 @@
-"""What the child of `files.vet` looks at: that a file is whole in itself, and that reading it takes no more than it holds.
+"""What the child of `files.vet` looks at: a file is whole in itself, and reading it takes no more than it holds.
 
 Nothing may lead out of the file: no external links, no external storage, no virtual datasets. What lies in one piece is
-checked by its place; what HDF5 unpacks (chunks, filters, strings) is unpacked, in pieces, and its bytes are counted. Of a
-model's tensors, which may be hundreds of GB, only the description is read: they must lie in one piece.
+checked by its place; what HDF5 unpacks (chunks, filters, strings) is unpacked, in pieces, and its bytes are counted.
+Of a model's tensors, which may be hundreds of GB, only the description is read: they must lie in one piece.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5g, h5l, h5o, h5z
+from h5py import h5a, h5d, h5g, h5l, h5o, h5z
 
 from hpcmoe import child, spec
 from hpcmoe.errors import InputError, size
@@ -78,7 +79,8 @@ def _attributes(file: h5py.File) -> list[str]:
 
 def _objects(file: h5py.File, path: Path) -> Iterator[tuple[str, h5d.DatasetID]]:
     """Every dataset, each once. Raises `InputError` at a link that leads elsewhere."""
-    seen, links = set(), 0
+    seen: set[tuple[int, int]] = set()
+    links = 0
     waiting: list[tuple[h5g.GroupID, str, int]] = [(h5o.open(file.id, b"/"), "", 0)]
     while waiting:
         group, at, depth = waiting.pop()
@@ -90,7 +92,9 @@ def _objects(file: h5py.File, path: Path) -> Iterator[tuple[str, h5d.DatasetID]]
         for link, kind in found:
             name = f"{at}/{link.decode(errors='replace')}"
             if kind == h5l.TYPE_SOFT:
-                continue  # to another place in this file, which its own link leads to
+                with suppress(KeyError):  # to nowhere; else to a place in this file, which its own link leads to
+                    h5o.open(group, link)
+                continue
             if kind != h5l.TYPE_HARD:
                 raise _elsewhere(path, name, "is a link to another file")
             one = h5o.open(group, link)
@@ -147,8 +151,8 @@ def _check_layout(dataset: h5d.DatasetID, name: str, path: Path) -> int | None:
     for number in range(plan.get_nfilters()):
         code, _, _, label = plan.get_filter(number)
         if code not in FILTERS:
-            raise InputError(f"{path}: {name} is packed by {label.decode(errors='replace') or code}; gzip, lzf, shuffle "
-                             "and fletcher32 are read")
+            raise InputError(f"{path}: {name} is packed by {label.decode(errors='replace') or code}; gzip, lzf, "
+                             "shuffle and fletcher32 are read")
     if plan.get_layout() == h5d.CHUNKED:
         bytes_of_chunk = prod(plan.get_chunk()) * dataset.get_type().get_size()
         if bytes_of_chunk > UNPACKED:

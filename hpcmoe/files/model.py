@@ -149,7 +149,7 @@ def read_spec(file: h5py.File, path: Path) -> ModelSpec:
 
 
 def check_tensors(found: Iterable[tuple[Tensor, tuple[int, ...], np.dtype]], path: Path) -> None:
-    """Raises `InputError` where a tensor of the file at `path`, here with its shape and dtype as found, cannot be so."""
+    """Raises `InputError` where a tensor cannot be as it is in the file at `path`: with this shape and dtype."""
     for tensor, shape, dtype in found:
         if shape != tensor.shape:
             raise InputError(f"{path}: tensor {tensor.name} has shape {shape}, the spec says {tensor.shape}")

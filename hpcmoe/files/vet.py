@@ -1,7 +1,7 @@
 """Files of others are looked through in a child before they are opened here; `files.examine` is what the child does.
 
-A file is looked through once by a process, as long as it stays the same; what a rank was told of one by another rank, it
-believes. So readers call `check`, and what goes on with a file that was checked does not.
+A file is looked through once by a process, as long as it stays the same; what a rank was told of one by another rank,
+it believes. So readers call `check`, and what goes on with a file that was checked does not.
 """
 
 import atexit
@@ -65,8 +65,8 @@ atexit.register(end)
 
 @cache
 def _warn(why: str) -> None:
-    print("hpcmoe: warning: no process can be started in which files are looked through with limits on memory and time, "
-          f"so this one does it without ({why})", file=sys.stderr, flush=True)
+    print("hpcmoe: warning: no process can be started in which files are looked through with limits on memory and "
+          f"time, so this one does it without ({why})", file=sys.stderr, flush=True)
 
 
 def _mark(path: Path) -> Mark | None:

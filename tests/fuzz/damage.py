@@ -1,4 +1,4 @@
-"""Ways to damage a file, each drawn by a generator: of HDF5 through h5py, of any file by its bytes, of text by its words."""
+"""Ways to damage a file, drawn by a generator: HDF5 through h5py, any file by its bytes, text by its words."""
 
 import zlib
 from collections.abc import Callable
@@ -155,8 +155,8 @@ def attribute(rng: Generator, file: h5py.File, name: str) -> None:
 
 
 STRUCTURE: list[Callable[[Generator, h5py.File, str], None]] = [
-    other_shape, other_type, other_values, offsets, gone, group, link, cycle, many, external, virtual, huge, bomb, packed,
-    attribute, attribute]
+    other_shape, other_type, other_values, offsets, gone, group, link, cycle, many, external, virtual, huge, bomb,
+    packed, attribute, attribute]
 
 
 def structure(rng: Generator, path: Path) -> str:
@@ -203,8 +203,10 @@ def octets(rng: Generator, data: bytes) -> bytes:
 
 
 VALUES = [b"1" * 5000, b"9" * 300, b"-1", b"0", b"1e999", b"nan", b"inf", b'""', b"'" + STEERING.encode() + b"'", b"[]",
-          b"[" * 3000, b"{" * 3000, b"true", b"1979-05-27", b"[1, 2]", b"{}", b'"/dev/zero"', b'"."', b'"/etc/passwd"', b"null",
-          b'"../../x"', b'"\\u0000"', b'"a\\u001b[2Jb"', b"\xff\xfe", b"9223372036854775807", b"9223372036854775808", b"1000000000",
+          b"[" * 3000, b"{" * 3000, b"true", b"1979-05-27", b"[1, 2]", b"{}", b'"/dev/zero"', b'"."',
+          b'"/etc/passwd"', b"null", b'"../../x"',
+          b'"\\u0000"', b'"a\\u001b[2Jb"', b"\xff\xfe", b"9223372036854775807", b"9223372036854775808",
+          b"1000000000",
           b'"' + b"x" * 5000 + b'"', b"1000000", b"0.5", b'"\\ud800"', b"-0.0", b"100000"]
 
 
@@ -217,7 +219,7 @@ def words(rng: Generator, text: bytes) -> bytes:
         for between in (b"=", b":"):
             if kind < 3 and between in lines[at]:
                 key, _, _ = lines[at].rpartition(between)
-                end = b"," if between == b":" and not lines[at + 1:at + 2] == [b"}"] else b""
+                end = b"," if between == b":" and lines[at + 1:at + 2] != [b"}"] else b""
                 lines[at] = key + between + b" " + pick(rng, VALUES) + end
                 break
         else:

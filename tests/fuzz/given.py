@@ -1,32 +1,45 @@
 """Good files of every kind, small, to be damaged; and the verbs that read each."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 from damage import octets, words
-from helpers import GOLDENS, MOE, answer, byte_tokenizer, job_files, jsonl, pack, put_part, put_prompts, spec_file, step_time
+from helpers import (
+    GOLDENS,
+    MOE,
+    Given,
+    answer,
+    byte_tokenizer,
+    job_files,
+    jsonl,
+    pack,
+    put_part,
+    put_prompts,
+    spec_file,
+    step_time,
+)
 from test_gguf import LLAMA, write_gguf
 
 from hpcmoe.files import exchange, model, probe
 from hpcmoe.files.exchange import Figure, Table
 from hpcmoe.files.probe import Probe
 from hpcmoe.types import Cuts, Speeds
-from helpers import Given
 
-CHECK, RUN = ("check", "job.toml", "--ranks", "4"), ("run", "job.toml", "--overwrite")
+CHECK = ("check", "job.toml", "--ranks", "4", "--set", "output=new.h5")
+RUN = ("run", "job.toml", "--overwrite")
+PROMPTS = ("prompts", "p.jsonl", "-o", "new.h5", "--model", "model.h5")
 CONVERT = ("convert", "mixtral", "-o", "new.h5")
 KINDS = {
-    "model.h5": (octets, [("show", "model.h5"), CHECK, ("prompts", "p.jsonl", "-o", "new.h5", "--model", "model.h5"), RUN]),
+    "model.h5": (octets, [("show", "model.h5"), CHECK, PROMPTS, RUN]),
     "prompts.h5": (octets, [("show", "prompts.h5"), CHECK, RUN]),
-    "out.h5": (octets, [("show", "out.h5"), CHECK]),
+    "out.h5": (octets, [("show", "out.h5"), CHECK[:4]]),
     "part.h5": (octets, [("show", "part.h5")]),
     "probe.h5": (octets, [("show", "probe.h5"), (*RUN, "--set", "probe=probe.h5")]),
     "exchange.h5": (octets, [("show", "exchange.h5")]),
     "job.toml": (words, [CHECK, RUN]),
     "spec.toml": (words, [("check", "spec.toml"), ("check", "spec.toml", "--gpu-memory", "80GB")]),
-    "p.jsonl": (words, [("prompts", "p.jsonl", "-o", "new.h5", "--model", "model.h5")]),
+    "p.jsonl": (words, [PROMPTS]),
     "m.gguf": (octets, [("convert", "m.gguf", "-o", "new.h5")]),
     "mixtral/config.json": (words, [CONVERT]),
     "mixtral/tokenizer.json": (words, [CONVERT]),
@@ -54,7 +67,8 @@ def make(folder: Path) -> None:
     sizes = np.array([1.0, 2.0, 4.0])
     probe.write(folder / "probe.h5", Probe(("a",), "MPI", 16, "tiny", ways, Speeds(sizes, sizes, sizes),
                                            Cuts(np.array([1, 2]), sizes[:2], sizes[:2])), "none")
-    exchange.write(folder / "exchange.h5", Table([Figure("even", 1, 2, *[1e-5] * 6)] * 2, 16, "float32", 5, ("a", "b"), "MPI"))
+    figures = [Figure("even", 1, 2, *[1e-5] * 6)] * 2
+    exchange.write(folder / "exchange.h5", Table(figures, 16, "float32", 5, ("a", "b"), "MPI"))
     write_gguf(folder / "m.gguf", Given(LLAMA))
     shutil.copytree(GOLDENS / "mixtral", folder / "mixtral")
     (folder / "mixtral" / "tokenizer.json").write_text(byte_tokenizer(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Damaged files of every kind, and what the program makes of each: an error line or an answer, in seconds, in little memory.
+"""Damaged files of every kind: each must end in an error line or an answer, in seconds, in little memory.
 
     python tests/fuzz/run.py --count 5000 --seed 1          # many
     python tests/fuzz/run.py --seed 1 --only 137            # one of them again
@@ -82,45 +82,52 @@ def main() -> int:
     begun, total = time.time(), Sum()
     parts = [numbers[k::chosen.workers] for k in range(chosen.workers)]
     for told in [_fork(lambda part=part: [asdict(work(chosen.seed, part))]) for part in parts if part]:
-        total.add(Sum(**_join(*told)[0][0]))
+        found, how, _ = _join(*told)
+        if not found:
+            sys.exit(f"a worker ended: {how}")
+        total.add(Sum(**found[0]))
     print("\n".join(total.wrong))
-    print(f"seed {chosen.seed}: {total.inputs} inputs, {total.refused} refused by all verbs, {len(total.wrong)} wrong; slowest "
-          f"{total.slowest:.2f} s of a core ({total.slowest_was}), largest {total.largest / 1e6:.0f} MB ({total.largest_was}); "
-          f"{time.time() - begun:.0f} s")
+    print(f"seed {chosen.seed}: {total.inputs} inputs, {total.refused} refused by all verbs, {len(total.wrong)} wrong; "
+          f"slowest {total.slowest:.2f} s of a core ({total.slowest_was}), "
+          f"largest {total.largest / 1e6:.0f} MB ({total.largest_was}); {time.time() - begun:.0f} s")
     return bool(total.wrong)
 
 
 def work(seed: int, numbers) -> Sum:
     """Some inputs, one after another."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     total, clean = Sum(), KEPT / f"clean-{os.getpid()}"
     make(clean)
     for number in numbers:
-        folder = KEPT / f"{seed}-{number}"
-        shutil.rmtree(folder, ignore_errors=True)
-        kind, how, verbs, path = damaged(seed, number, clean, folder)
-        total.inputs += 1
-        name = f"{number} ({kind}: {how})"
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        prepare(path)
-        told, used, taken = _join(*_fork(lambda: [one(folder, verb) for verb in verbs], SECONDS), name)
-        if how.endswith("alone"):
-            told.append(alone(folder, verbs[0]))
-        wrong = [word for verb in told for word in judge(verb)] if told is not None else [f"ended by {used}"]
-        if len(numbers) == 1:
-            print(name, json.dumps(told, indent=1), sep="\n", flush=True)
-        _weigh(total, name, used if told is not None else SECONDS, taken, before)
-        total.refused += told is not None and all(verb["code"] for verb in told)
-        total.wrong += [f"WRONG {name}: {word}" for word in wrong]
-        if not wrong:
-            shutil.rmtree(folder, ignore_errors=True)
+        try_one(seed, number, clean, total, aloud=len(numbers) == 1)
     vet.end()
-    _weigh(total, "the child that looks through files", 0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, None)
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    _weigh(total, "the child that looks through files", 0, most)
     shutil.rmtree(clean)
     return total
 
 
-def _weigh(total: Sum, name: str, used: float, taken: int, before) -> None:
+def try_one(seed: int, number: int, clean: Path, total: Sum, aloud: bool) -> None:
+    """One input and its verbs; its files stay where something is wrong."""
+    folder = KEPT / f"{seed}-{number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    kind, how, verbs, path = damaged(seed, number, clean, folder)
+    name = f"{number} ({kind}: {how})"
+    prepare(path)
+    told, used, taken = _join(*_fork(lambda: [one(folder, verb) for verb in verbs], SECONDS))
+    if number % 50 == 0 and told:
+        told.append(alone(folder, verbs[0]))
+    wrong = [word for verb in told for word in judge(verb)] if told else [f"ended by {used}"]
+    if aloud:
+        print(name, json.dumps(told, indent=1), sep="\n", flush=True)
+    total.inputs += 1
+    total.refused += bool(told) and all(verb["code"] for verb in told)
+    total.wrong += [f"WRONG {name}: {word}" for word in wrong]
+    _weigh(total, name, used if told else 0, taken)
+    if not wrong:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _weigh(total: Sum, name: str, used: float, taken: int) -> None:
     if used > total.slowest:
         total.slowest, total.slowest_was = used, name
     if taken > total.largest:
@@ -137,14 +144,15 @@ def damaged(seed: int, number: int, clean: Path, folder: Path):
     shutil.copytree(clean, folder, symlinks=True)
     path = folder / kind
     if path.suffix == ".h5" and rng.random() < 0.6:
-        done = structure(rng, path)
+        said, *_ = _join(*_fork(lambda: structure(rng, path), SECONDS))  # may crash, and leave half a file
+        done = said or "the library crashed when it was damaged"
     else:
         path.write_bytes(how(rng, path.read_bytes()))
         done = how.__name__
     verbs = [list(verb) for verb in verbs]
     if verbs[-1][0] == "run" and number % 8:  # it takes longer than all else
         verbs.pop()
-    return kind, done + (", alone" if number % 50 == 0 else ""), verbs, path
+    return kind, done, verbs, path
 
 
 def prepare(path: Path) -> None:
@@ -177,20 +185,25 @@ def one(folder: Path, words: list[str]) -> dict:
 
 def alone(folder: Path, words: list[str]) -> dict:
     """The same as users start it."""
-    begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "hpcmoe", *words], cwd=folder, capture_output=True, text=True, timeout=PATIENCE,
-                          env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    begun = _spent()
+    done = subprocess.run([sys.executable, "-m", "hpcmoe", *words], cwd=folder, capture_output=True, text=True,
+                          timeout=PATIENCE, env=dict(os.environ, PYTHONPATH=str(ROOT)))
     return {"words": words, "code": done.returncode, "out": done.stdout, "err": done.stderr,
-            "seconds": min(SECONDS, time.monotonic() - begun)}
+            "seconds": _spent() - begun}
+
+
+def _spent() -> float:
+    """Seconds of a core that processes took that ended."""
+    return sum(os.times()[2:4])
 
 
 def judge(told: dict) -> list[str]:
     """What is wrong with how a verb ended."""
     wrong, lines = [], told["err"].splitlines()
-    errors = [line for line in told["err"].split("\n") if line and not line.startswith(("hpcmoe: warning: ", "hpcmoe: "))]
+    errors = [line for line in lines if not line.startswith("hpcmoe: ")]
     if told["code"] not in CODES:
         wrong.append(f"code {told['code']}")
-    if errors and told["words"][0] != "run":
+    if errors and told["words"][0] != "run":  # which has a bar, too
         wrong.append("more than error lines")
     if told["code"] and sum(line.startswith("hpcmoe: error: ") for line in lines) != 1:
         wrong.append(f"not one error line but {len(lines)}")
@@ -222,7 +235,7 @@ def _fork(job, seconds: float | None = None):
         os._exit(1)
 
 
-def _join(pid: int, source: int, name: str = ""):
+def _join(pid: int, source: int):
     """What it gave, or None; the seconds of a core that it took, or what ended it; its memory in bytes."""
     with os.fdopen(source) as file:
         text = file.read()

@@ -1,0 +1,296 @@
+"""Untrusted files are looked through in a child with limits, and lead nowhere else."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from helpers import MOE, all_files, assert_one_line, command, damage, model_file, put_prompts, spec_file
+
+from hpcmoe import child
+from hpcmoe.child import Child, Unavailable
+from hpcmoe.errors import InputError, visible
+from hpcmoe.files import prompts, vet
+from hpcmoe.files.model import ModelFile
+
+
+@pytest.fixture
+def path(tmp_path):
+    return put_prompts(tmp_path / "p.h5", [1, 2], [3])
+
+
+def replace(path: Path, name: str, *args, **options) -> None:
+    """Another dataset of that name."""
+
+    def change(file):
+        del file[name]
+        file.create_dataset(name, *args, **options)
+
+    damage(path, change)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        prompts.read(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; dead ones may wait for somebody who asks."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    except OSError:
+        return False
+
+
+class TestElsewhere:
+    """What leads out of a file is not followed, wherever it leads."""
+
+    @pytest.mark.parametrize("target", ["other.h5", "/etc/passwd", "../other.h5", "nowhere.h5", "/dev/zero"])
+    def test_an_external_link(self, target, path):
+        put_prompts(path.with_name("other.h5"), [1, 2], [3])
+
+        def change(file):
+            del file["tokens"]
+            file["tokens"] = h5py.ExternalLink(target, "/tokens")
+
+        damage(path, change)
+        assert "tokens is a link to another file, which is not followed" in refused(path)
+
+    @pytest.mark.parametrize("target", ["p.raw", "/etc/passwd"])
+    def test_external_storage(self, target, path):
+        replace(path, "tokens/data", (3,), dtype="i4", external=[(target, 0, 12)])
+        assert "tokens/data is stored in another file" in refused(path)
+
+    def test_a_virtual_dataset(self, path):
+        put_prompts(path.with_name("other.h5"), [1, 2], [3])
+        layout = h5py.VirtualLayout((3,), "i4")
+        layout[...] = h5py.VirtualSource("other.h5", "tokens/data", (3,))
+
+        def change(file):
+            del file["tokens/data"]
+            file.create_virtual_dataset("tokens/data", layout)
+
+        damage(path, change)
+        assert "tokens/data is put together from other files" in refused(path)
+
+    def test_a_models_tensor(self, tmp_path):
+        path = model_file(tmp_path)
+        path.with_name("other.h5").write_bytes(path.read_bytes())
+
+        def change(file):
+            del file["layers/001"]
+            file["layers/001"] = h5py.ExternalLink("other.h5", "/layers/001")
+
+        damage(path, change)
+        with pytest.raises(InputError, match="is a link to another file"):
+            ModelFile(path)
+
+    @pytest.mark.parametrize("target", ["/tokens/data", "/nowhere"])
+    def test_a_link_to_itself_or_to_nowhere(self, target, path):
+        def change(file):
+            del file["tokens/data"]
+            file["tokens/data"] = h5py.SoftLink(target)
+
+        damage(path, change)
+        refused(path)
+
+    def test_links_within_the_file_are_followed(self, path):
+        def change(file):
+            file["there"] = file["tokens/data"]
+            del file["tokens/data"]
+            file["tokens/data"] = h5py.SoftLink("/there")
+            file["tokens/again"] = file["/"]
+
+        damage(path, change)
+        assert prompts.read(path)[0].tolist() == [1, 2]
+
+    @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../b", "..", "", 5, None])
+    def test_a_checkpoints_index(self, name, tmp_path):
+        from hpcmoe.convert.huggingface import _open_all
+
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(InputError, match="not a file of its folder"):
+            _open_all(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["pipe", "device"])
+    def test_what_is_no_regular_file(self, kind, tmp_path):
+        path = tmp_path / "p.h5"
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+        assert "not a regular file" in refused(path)
+
+
+class TestSizes:
+    """What a file says of itself is checked against what it is."""
+
+    @pytest.mark.parametrize("shape", [(10**15,), (2**60,), (10**6, 10**6)])
+    @pytest.mark.parametrize("options", [{}, {"chunks": True}, {"chunks": True, "compression": "gzip"}])
+    def test_more_than_there_is(self, shape, options, path):
+        chunks = {"chunks": (1000,) * len(shape)} if options.pop("chunks", None) else {}
+        replace(path, "tokens/data", shape, dtype="i4", **chunks, **options)
+        assert "unpacks to" in refused(path)
+
+    def test_many_zeros_in_little_space(self, path):
+        replace(path, "tokens/data", (1 << 30,), dtype="i4", chunks=(1 << 20,), compression="gzip")
+        packed = zlib.compress(bytes(4 << 20))
+        damage(path, lambda file: [file["tokens/data"].id.write_direct_chunk((n << 20,), packed) for n in range(1024)])
+        assert "unpacks to 4.3 GB or more" in refused(path)
+
+    def test_a_chunk_that_unpacks_to_more_than_it_says(self, path):
+        replace(path, "tokens/data", (1000,), dtype="i4", chunks=(1000,), compression="gzip")
+        packed = zlib.compress(bytes(1 << 30), 1)
+        damage(path, lambda file: file["tokens/data"].id.write_direct_chunk((0,), packed))
+        assert "damaged" in refused(path) or "cannot be read" in refused(path)
+
+    @pytest.mark.parametrize("options", [{"compression": "gzip"}, {"compression": "lzf"}, {"shuffle": True},
+                                         {"fletcher32": True}, {"maxshape": (None,)}])
+    def test_honest_packing_is_read(self, options, path):
+        replace(path, "tokens/data", data=np.array([1, 2, 3], np.int32), chunks=(2,), **options)
+        assert prompts.read(path)[0].tolist() == [1, 2]
+
+    def test_other_packing_is_refused_by_name(self, path):
+        replace(path, "tokens/data", data=np.array([1, 2, 3], np.int32), chunks=(2,), scaleoffset=0)
+        assert "tokens/data is packed by scaleoffset" in refused(path)
+
+    def test_chunks_that_are_too_large(self, path):
+        replace(path, "tokens/data", (10,), dtype="i4", maxshape=(None,), chunks=(1 << 28,))
+        assert "has chunks of 1.1 GB" in refused(path)
+
+    def test_a_model_in_chunks_is_told_how_to_be_one_piece(self, tmp_path):
+        path = model_file(tmp_path)
+        replace(path, "head", (MOE.vocabulary, MOE.hidden), dtype="f4", chunks=(10, 10))
+        with pytest.raises(InputError, match="head does not lie in one piece: h5repack"):
+            ModelFile(path)
+
+    def test_a_string_that_is_named_again_and_again(self, path):
+        """A file may have one string of a megabyte, and a thousand that are this one."""
+        with h5py.File(path, "r+") as file:
+            del file["id"]
+            file.create_dataset("id", data=np.array(["x" * (1 << 20)] + ["y"] * 999, object), dtype=h5py.string_dtype())
+            offset = file["id"].id.get_offset()
+        content = bytearray(path.read_bytes())
+        content[offset:offset + 16000] = bytes(content[offset:offset + 16]) * 1000
+        path.write_bytes(content)
+        assert "unpacks to" in refused(path)
+
+
+class TestChild:
+    """It dies in place of the program."""
+
+    @pytest.fixture
+    def sick(self, tmp_path, monkeypatch):
+        """A module whose `examine` does what the file says."""
+        (tmp_path / "sick.py").write_text(
+            "import os, time\nfrom hpcmoe import child\nfrom hpcmoe.errors import InputError\n"
+            "def examine(path, what):\n    exec(path.read_text())\n"
+            "if __name__ == '__main__':\n    child.serve(examine)\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(child, "SECONDS", 1.0)
+
+        def ask(does: str) -> str:
+            file = tmp_path / "x"
+            file.write_text(does)
+            one = Child("sick")
+            try:
+                return one.ask(file, "")
+            finally:
+                one.end()
+        return ask
+
+    def test_what_it_may_come_to(self, sick):
+        assert sick("pass") == ""
+        assert sick("raise InputError('so')") == "so"
+        assert "RuntimeError: a b" in sick("raise RuntimeError('a\\nb')")
+        assert "crashes" in sick("os.abort()")
+        assert "crashes" in sick("os.kill(os.getpid(), 11)")
+        assert "of memory" in sick("bytes(1 << 30)")
+        assert sick("print('noise')") == ""
+        assert "File too large" in sick("os.write(os.open(path.with_name('y'), os.O_CREAT | os.O_WRONLY), b'y')")
+
+    def test_one_that_hangs(self, sick):
+        begun = time.monotonic()
+        assert "takes more than" in sick("while True: pass")
+        assert time.monotonic() - begun < 30
+
+    def test_it_ends_with_who_started_it(self, path):
+        code = ("import os, sys; from pathlib import Path; from hpcmoe.files import vet\n"
+                "vet.check(Path(sys.argv[1]), 'prompts')\n"
+                "print(vet._children[vet.HDF5]._process.pid, flush=True); os.kill(os.getpid(), 9)")
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+        end = time.monotonic() + 10
+        while alive(int(done.stdout)):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def test_a_file_is_looked_through_again_when_it_changed(self, path, monkeypatch):
+        asked: list[str] = []
+        whole = vet._ask
+        monkeypatch.setattr(vet, "_ask", lambda *what: asked.append("") or whole(*what))
+        for _ in range(3):
+            prompts.read(path)
+        put_prompts(path, [5, 5])
+        prompts.read(path)
+        assert len(asked) == 2
+
+    def test_where_no_process_can_be_started_this_one_looks(self, path, monkeypatch, capsys):
+        def fails(module):
+            raise Unavailable("not here")
+
+        monkeypatch.setattr(vet, "Child", fails)
+        vet.end()
+        assert len(prompts.read(path)) == 2
+        assert "warning: no process can be started" in capsys.readouterr().err
+        replace(path, "tokens/data", (10**15,), dtype="i4")
+        assert "unpacks to" in refused(path)
+
+    def test_the_working_directory_gives_it_no_modules(self, path, monkeypatch, tmp_path):
+        (tmp_path / "h5py.py").write_text("raise SystemExit('mine')")
+        monkeypatch.chdir(tmp_path)
+        vet.end()
+        done = subprocess.run([Path(sys.executable).with_name("hpcmoe"), "show", path], capture_output=True, text=True)
+        assert done.returncode == 0 and "warning" not in done.stderr
+
+    def test_every_layout_passes_in_little_time(self, tmp_path):
+        for file in all_files(tmp_path):
+            vet.check(file)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        vet.check(file)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 0.5
+
+
+class TestWords:
+    """What others wrote neither steers the terminal nor breaks a line."""
+
+    def test_characters_that_steer_are_escapes(self):
+        assert visible("a\x1b[2J\u202eb\r\n\u2028é数\x9b") == "a\\x1b[2J\\u202eb\\r\\n\\u2028é数\\x9b"
+        assert visible("a\nb\x07", "\n") == "a\nb\\x07"
+
+    def test_a_key_of_a_job_file(self, capsys, monkeypatch, tmp_path):
+        path = tmp_path / "job.toml"
+        path.write_text('"a\\u001b[2J\\nb" = 1\n')
+        assert_one_line(command(capsys, monkeypatch, "check", path), 2, "a\\x1b[2J\\nb")
+
+    @pytest.mark.parametrize("text", ["a = " + "1" * 5000, "a = " + "[" * 5000, "x" * (2 << 20), "a = [[[[" * 2000])
+    def test_a_job_file_beyond_all_bounds(self, text, capsys, monkeypatch, tmp_path):
+        path = tmp_path / "job.toml"
+        path.write_text(text)
+        assert_one_line(command(capsys, monkeypatch, "check", path), 2, "job.toml")
+
+    @pytest.mark.parametrize("key", ["layers = 3", "hidden = 16", "experts = 4", "vocabulary = 300", "heads = 4"])
+    def test_a_spec_beyond_all_bounds(self, key, capsys, monkeypatch, tmp_path):
+        path = spec_file(tmp_path / "spec.toml")
+        path.write_text(path.read_text().replace(key, f"{key.split()[0]} = 1000000000000"))
+        assert_one_line(command(capsys, monkeypatch, "check", path), 3, key.split()[0], "at most")
+
+    def test_an_id_and_a_text(self, capsys, monkeypatch, tmp_path):
+        prompts.write(tmp_path / "p.h5", ["a\x1b[31m\nb"], [np.array([1])], ["\x1b]0;x\x07 y"])
+        told = command(capsys, monkeypatch, "show", tmp_path / "p.h5")
+        assert told.code == 0 and "a\\x1b[31m\\nb" in told.out and "\\x1b]0;x\\x07 y" in told.out
