@@ -8,7 +8,7 @@ import numpy as np
 
 from hpcmoe import child
 from hpcmoe.convert.keys import Keys
-from hpcmoe.convert.parts import part_shapes
+from hpcmoe.convert.parts import checked, part_shapes
 from hpcmoe.convert.tokenizer import from_gguf, listed
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import vet
@@ -74,7 +74,8 @@ class GgufCheckpoint:
     def _read(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
         try:
-            return self._dequantise(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+            with np.errstate(all="ignore"):  # of scales that are no numbers
+                return checked(self._dequantise(tensor.data, tensor.tensor_type), name, self.path)
         except NotImplementedError:
             raise InputError(f"{self.path}: tensor {name} is quantised as {tensor.tensor_type.name}, which the gguf "
                              "package does not dequantise") from None

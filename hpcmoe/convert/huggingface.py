@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcmoe.convert.families import FAMILIES
 from hpcmoe.convert.keys import Keys
-from hpcmoe.convert.parts import part_shapes
+from hpcmoe.convert.parts import checked, part_shapes
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import tokenizer
 from hpcmoe.files.model import rows_per_block
@@ -87,7 +87,7 @@ class HuggingFaceCheckpoint:
             for row in range(0, shape[0], step):
                 rows = slice(row, min(row + step, shape[0]))  # safetensors takes no slice past the end
                 block = part[rows] if index is None else part[index:index + 1, rows][0]
-                yield block.astype(np.float32, copy=False)
+                yield checked(block, name, self.folder)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,22 @@
-"""The tensors of others that make up one of ours, one below the other: how many rows each of them has."""
+"""The tensors of others that make up one of ours, one below the other: the rows of each, and its values."""
 
+from pathlib import Path
+
+import numpy as np
+
+from hpcmoe.errors import InputError
 from hpcmoe.spec import ModelSpec, Tensor
+
+LARGEST = np.float32(3.3895314e38)
+"""Of bfloat16; what is beyond it would become infinite."""
+
+
+def checked(values: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """The values of the tensor `name` in a checkpoint, as float32. Raises `InputError` where one is no number."""
+    wide = values.astype(np.float32, copy=False)
+    if wide.size and not (wide.max() <= LARGEST and wide.min() >= -LARGEST):  # a NaN is neither
+        raise InputError(f"{path}: {name} has values that are NaN, infinite, or too large for bfloat16")
+    return wide
 
 
 def part_shapes(model: ModelSpec, tensor: Tensor, count: int) -> list[tuple[int, ...]]:
