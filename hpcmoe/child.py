@@ -93,7 +93,8 @@ def _death(path: Path, code: int) -> str:
 def serve(examine: Examiner) -> None:
     """The life of a child: answers what `ask` asks, until nobody does."""
     signal.alarm(BEGIN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asked
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(sign, signal.SIG_IGN)  # Ctrl-C and a batch system's notices are for who asked
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no answer
     for what in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
