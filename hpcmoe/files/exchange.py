@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcmoe.errors import InputError
 from hpcmoe.files import h5, vet
 
 
@@ -85,4 +86,7 @@ def read(path: Path) -> Table:
 
 def _column(file, name: str, path: Path) -> list:
     kind = np.integer if name in ("rows", "size") else np.floating
-    return h5.take(file, name, path, kind, 1).tolist()
+    found = h5.take(file, name, path, kind, 1)
+    if (found <= 0).any():  # NaN is what there was nothing to measure of
+        raise InputError(f"{path}: {name} has values that cannot be measured: make the file again")
+    return found.tolist()

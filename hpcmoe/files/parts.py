@@ -99,9 +99,17 @@ def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:
 def read(path: Path) -> Part:
     """The part in `path`. Raises `InputError`."""
     with h5.reading(path, "part") as file:
-        load = h5.take(file, "load", path, np.integer, 2)
+        load = take_load(file, path)
         return Part(tuple(take_answers(file, path)), load, _take_steps(file, path),
                     h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path))
+
+
+def take_load(file: h5py.File, path: Path) -> np.ndarray:
+    """Rows sent to each expert, `[L, E]`, in a part or results file. Raises `InputError`."""
+    load = h5.take(file, "load", path, np.integer, 2)
+    if (load < 0).any() or load.sum(dtype=np.float64) >= 2**62:
+        raise InputError(f"{path}: load has values that cannot be counted: make the file again")
+    return load
 
 
 def _take_steps(file: h5py.File, path: Path) -> tuple[StepTime, ...]:

@@ -86,8 +86,8 @@ def read(path: Path) -> Probe:
         if "step" in file:
             rows = h5.take(file, "step/rows", path, np.integer, 1)
             cuts = Cuts(rows, *_columns(file, path, "step/whole", "step/halves"))
-            if len(rows) != len(cuts.whole):
-                raise InputError(f"{path}: the datasets in step differ in length: make the file again")
+            if len(rows) != len(cuts.whole) or rows.min() < 1:
+                raise InputError(f"{path}: the datasets in step do not fit each other: make the file again")
         return Probe(tuple(h5.strings(file, "host", path)), h5.attribute(file, "library", path, str),
                      h5.attribute(file, "units", path, int), h5.attribute(file, "model", path, str),
                      _verdicts(file, path), speeds, cuts)
@@ -105,4 +105,6 @@ def _columns(file, path: Path, *names: str) -> list[np.ndarray]:
     columns = [h5.take(file, name, path, np.floating, 1) for name in names]
     if len({len(column) for column in columns}) > 1 or not len(columns[0]):
         raise InputError(f"{path}: {names[0]} and its neighbours differ in length or are empty: make the file again")
+    if not all((np.isfinite(column) & (column > 0)).all() for column in columns):
+        raise InputError(f"{path}: {names[0]} or its neighbours have values that cannot be measured: make the file again")
     return columns

@@ -148,6 +148,9 @@ def steps(file: h5py.File, path: Path) -> StepTable:
     mean, largest = (h5.take(file, f"timings/{name}", path, np.floating, 2) for name in ("mean", "max"))
     if len({len(column) for column in (*counts, wall, mean, largest)}) > 1:
         raise InputError(f"{path}: the datasets in timings differ in length: make the file again")
+    if mean.shape != largest.shape or mean.shape[1] != len(STAGES):
+        raise InputError(f"{path}: timings/mean and max have {mean.shape[1]} stages and {largest.shape[1]}, not "
+                         f"{len(STAGES)}: make the file again")
     moved = traffic.take(file, "step", len(wall), path) or Traffic.none(len(wall))
     return StepTable(attempt, step, tokens, chosen, wall, mean, largest, moved)
 

@@ -45,7 +45,8 @@ def _ask(path: Path, layout: str, by: str) -> str:
     """What is wrong with it, "" for nothing."""
     try:
         if by not in _children or not _children[by].lives():
-            end()
+            if by in _children:
+                _children.pop(by).end()
             _children[by] = Child(by)
         return _children[by].ask(path, layout)
     except Unavailable as why:

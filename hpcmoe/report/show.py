@@ -81,7 +81,7 @@ def _results(out: Console, path: Path, limit: int) -> None:
         ranks, places = h5.attribute(file, "ranks", path, int), sorted(set(h5.strings(file, "host", path)))
         out.print(f"{text.plural(ranks, 'rank')} on {text.plural(len(places), 'host')} ({', '.join(places[:8])})")
         _answers(out, file, path, limit)
-        load = h5.take(file, "load", path, np.integer, 2)
+        load = parts.take_load(file, path)
         if load.size and np.any(load):
             print_load(out, load, h5.attribute(file, "experts_per_rank", path, int))
         if "timings/mean" in file:
@@ -110,7 +110,8 @@ def perplexity(found: Sequence[Answer]) -> float:
     """exp of the mean negative log-probability of all tokens that have one; NaN where none has."""
     logprobs = np.concatenate([a.logprobs for a in found]) if found else np.empty(0, np.float32)
     known = logprobs[~np.isnan(logprobs)]
-    return float(np.exp(-known.mean(dtype=np.float64))) if len(known) else float("nan")
+    with np.errstate(all="ignore"):  # of what was impossible
+        return float(np.exp(-known.mean(dtype=np.float64))) if len(known) else float("nan")
 
 
 def _probe(out: Console, path: Path, limit: int) -> None:

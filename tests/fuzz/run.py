@@ -33,6 +33,7 @@ from damage import pick, structure  # noqa: E402
 from given import KINDS, make  # noqa: E402
 
 from hpcmoe.__main__ import main as hpcmoe  # noqa: E402
+from hpcmoe.convert import gguf  # noqa: E402
 from hpcmoe.errors import InputError  # noqa: E402
 from hpcmoe.files import vet  # noqa: E402
 
@@ -157,11 +158,11 @@ def damaged(seed: int, number: int, clean: Path, folder: Path):
 
 def prepare(path: Path) -> None:
     """Looks through a file here, so that one child does it for many inputs; who asks again is told the same."""
-    if path.suffix == ".h5":
-        os.chdir(path.parent)
-        for layout in ("", {"part": "part", "out": "results"}.get(path.stem, path.stem)):
-            with contextlib.suppress(InputError):
-                vet.check(path.parent / path.name, layout)
+    ways = {".h5": [("", vet.HDF5), ("results" if path.stem == "out" else path.stem, vet.HDF5)],
+            ".gguf": [("", gguf.__name__)]}
+    for layout, by in ways.get(path.suffix, []):
+        with contextlib.suppress(InputError):
+            vet.check(path, layout, by)
 
 
 def one(folder: Path, words: list[str]) -> dict:
