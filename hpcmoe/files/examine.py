@@ -90,7 +90,7 @@ def _objects(file: h5py.File, path: Path) -> Iterator[tuple[str, h5d.DatasetID]]
         if links > MOST or depth > DEEPEST:
             raise InputError(f"{path} has over {MOST} links, or groups over {DEEPEST} deep: make it again")
         for link, kind in found:
-            name = f"{at}/{link.decode(errors='replace')}"
+            name = f"{at}{link.decode(errors='replace')}"
             if kind == h5l.TYPE_SOFT:
                 with suppress(KeyError):  # to nowhere; else to a place in this file, which its own link leads to
                     h5o.open(group, link)
@@ -101,9 +101,9 @@ def _objects(file: h5py.File, path: Path) -> Iterator[tuple[str, h5d.DatasetID]]
             if not _is_new(one, seen):
                 continue
             if isinstance(one, h5g.GroupID):
-                waiting.append((one, name, depth + 1))
+                waiting.append((one, f"{name}/", depth + 1))
             elif isinstance(one, h5d.DatasetID):
-                yield name.removeprefix("/"), one
+                yield name, one
 
 
 def _is_new(found, seen: set[tuple[int, int]]) -> bool:

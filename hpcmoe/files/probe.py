@@ -106,5 +106,5 @@ def _columns(file, path: Path, *names: str) -> list[np.ndarray]:
     if len({len(column) for column in columns}) > 1 or not len(columns[0]):
         raise InputError(f"{path}: {names[0]} and its neighbours differ in length or are empty: make the file again")
     if not all((np.isfinite(column) & (column > 0)).all() for column in columns):
-        raise InputError(f"{path}: {names[0]} or its neighbours have values that cannot be measured: make the file again")
+        raise InputError(f"{path}: {names[0]} or its neighbours have times that cannot be: make the file again")
     return columns

@@ -16,9 +16,12 @@ from helpers import MOE, all_files, assert_one_line, command, damage, model_file
 
 from hpcmoe import child
 from hpcmoe.child import Child, Unavailable
+from hpcmoe.convert.parts import checked
 from hpcmoe.errors import InputError, visible
-from hpcmoe.files import prompts, vet
+from hpcmoe.files import probe, prompts, vet
 from hpcmoe.files.model import ModelFile
+from hpcmoe.files.probe import Probe
+from hpcmoe.types import Speeds
 
 
 @pytest.fixture
@@ -299,3 +302,29 @@ class TestWords:
         prompts.write(tmp_path / "p.h5", ["a\x1b[31m\nb"], [np.array([1])], ["\x1b]0;x\x07 y"])
         told = command(capsys, monkeypatch, "show", tmp_path / "p.h5")
         assert told.code == 0 and "a\\x1b[31m\\nb" in told.out and "\\x1b]0;x\\x07 y" in told.out
+
+
+class TestNumbers:
+    """What cannot be is refused before somebody computes with it."""
+
+    @pytest.mark.parametrize("name, value", [("load", -1), ("load", 2**62), ("timings/mean", np.zeros((1, 2)))])
+    def test_of_results(self, name, value, capsys, monkeypatch, tmp_path):
+        path = all_files(tmp_path)[-1]
+        replace(path, name, data=np.full((2, 4), value) if name == "load" else value)
+        told = command(capsys, monkeypatch, "show", path)
+        assert told.code == 3 and told.err.count("\n") == 1 and f"results.h5: {name}" in told.err
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+    def test_of_a_probe(self, value, tmp_path):
+        times, path = np.array([1.0, 2.0]), tmp_path / "probe.h5"
+        ways = {("device", "alltoallv"): "works"}
+        probe.write(path, Probe(("a",), "MPI", 16, "m", ways, Speeds(times, times, times)), "none")
+        assert probe.read(path).speeds is not None
+        replace(path, "exchange/persistent", data=np.array([1.0, value]))
+        with pytest.raises(InputError, match="times that cannot be"):
+            probe.read(path)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 3.4e38])
+    def test_of_a_checkpoint(self, value, tmp_path):
+        with pytest.raises(InputError, match="x has values that are NaN, infinite, or too large"):
+            checked(np.array([[0.0, value]], np.float32), "x", tmp_path)
