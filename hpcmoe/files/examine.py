@@ -38,12 +38,12 @@ def examine(path: Path, layout: str) -> None:
     """Raises `InputError` where the file is none that can safely be read; others where HDF5 cannot make sense of it."""
     with h5.reading(path, layout or None) as file:
         room = Room(path)
-        for name in _attributes(file):
+        for name in _attributes(file, path):
             room.unpack(name, _bytes(np.asarray(file.attrs[name])))
         if h5.layout_of(file) == "model":
             from hpcmoe.files.model import check_tensors, read_spec
             if "tokenizer" in file:
-                _look(h5o.open(file.id, b"tokenizer"), "tokenizer", room)
+                _look(_opened(file, "tokenizer", path), "tokenizer", room)
             check_tensors(_tensors(file, path, spec.tensors(read_spec(file, path)), room), path)
         else:
             for name, found in _objects(file, path):
@@ -71,9 +71,9 @@ class Room:
                              f"{size(self.bytes)}: store it without compression")
 
 
-def _attributes(file: h5py.File) -> list[str]:
+def _attributes(file: h5py.File, path: Path) -> list[str]:
     if h5a.get_num_attrs(file.id) > ATTRIBUTES:
-        raise InputError(f"{file.filename} has over {ATTRIBUTES} attributes: make it again")
+        raise InputError(f"{path} has over {ATTRIBUTES} attributes: make it again")
     return list(file.attrs)
 
 
@@ -112,6 +112,14 @@ def _is_new(found, seen: set[tuple[int, int]]) -> bool:
     new = place not in seen
     seen.add(place)
     return new
+
+
+def _opened(file: h5py.File, name: str, path: Path):
+    """What has that name, in this very file. Raises `InputError`; `KeyError` where there is nothing."""
+    found = h5o.open(file.id, name.encode())
+    if h5o.get_info(found).fileno != h5o.get_info(file.id).fileno:
+        raise _elsewhere(path, name, "is a link to another file")
+    return found
 
 
 def _elsewhere(path: Path, name: str, why: str) -> InputError:
@@ -180,16 +188,13 @@ def _tensors(file: h5py.File, path: Path, wanted: Iterator[Tensor],
              room: Room) -> Iterator[tuple[Tensor, tuple[int, ...], np.dtype]]:
     """Each of `wanted` with its shape and dtype as they are. Raises `InputError` where it does not lie in one piece."""
     seen: set[tuple[int, int]] = set()
-    here = h5o.get_info(file.id).fileno
     for tensor in wanted:
         try:
-            dataset = h5o.open(file.id, tensor.name.encode())
+            dataset = _opened(file, tensor.name, path)
         except KeyError:
             dataset = None
         if not isinstance(dataset, h5d.DatasetID):
             raise InputError(f"{path}: tensor {tensor.name} is missing")
-        if h5o.get_info(dataset).fileno != here:
-            raise _elsewhere(path, tensor.name, "is a link to another file")
         shape, dtype = dataset.shape, dataset.dtype
         yield tensor, shape, dtype
         offset = _check_layout(dataset, tensor.name, path)

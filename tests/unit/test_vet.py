@@ -85,13 +85,14 @@ class TestElsewhere:
         damage(path, change)
         assert "tokens/data is put together from other files" in refused(path)
 
-    def test_a_models_tensor(self, tmp_path):
-        path = model_file(tmp_path)
+    @pytest.mark.parametrize("name", ["layers/001", "head", "tokenizer"])
+    def test_a_model(self, name, tmp_path):
+        path = model_file(tmp_path, text=True)
         path.with_name("other.h5").write_bytes(path.read_bytes())
 
         def change(file):
-            del file["layers/001"]
-            file["layers/001"] = h5py.ExternalLink("other.h5", "/layers/001")
+            del file[name]
+            file[name] = h5py.ExternalLink("other.h5", f"/{name}")
 
         damage(path, change)
         with pytest.raises(InputError, match="is a link to another file"):
