@@ -24,9 +24,9 @@ MORE = 32
 SECONDS = 4.0
 """Of a core, for a file, and one more for each `SPEED` bytes of it; asleep too it may take `PATIENCE` times as long."""
 SPEED = 20e6
-PATIENCE = 10
+PATIENCE = 30
 LONGEST = 600.0
-BEGIN = 60
+BEGIN = 120
 """Seconds of a child until its libraries are loaded."""
 HEARD = b"ready\n"
 

@@ -39,7 +39,7 @@ from hpcmoe.files import vet  # noqa: E402
 
 SECONDS, BYTES = 10.0, 1 << 30
 """No input may take more of a core's time, or more memory."""
-PATIENCE = 90
+PATIENCE = 300
 """Seconds until an input that sleeps is taken to hang."""
 CODES = (0, 2, 3)
 KEPT = ROOT / "build" / "fuzz"
