@@ -110,12 +110,12 @@ def serve(examine: Examiner) -> None:
         _limit(resource.RLIMIT_CPU, int(spent + seconds) + 1)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE * seconds)
         _limit(resource.RLIMIT_AS, begun + room(path))
-        said, sound = _look(examine, path, what)
+        said, sound = look(examine, path, what)
         signal.setitimer(signal.ITIMER_REAL, 0)
         os.write(out, json.dumps([said.replace(where, name), sound]).encode() + b"\n")
 
 
-def _look(examine: Examiner, path: Path, what: str) -> tuple[str, bool]:
+def look(examine: Examiner, path: Path, what: str) -> tuple[str, bool]:
     """What is wrong with a file, and whether this process can look at another."""
     try:
         examine(path, what)

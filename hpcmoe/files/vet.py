@@ -11,7 +11,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from hpcmoe.child import Child, Unavailable
+from hpcmoe.child import Child, Unavailable, look
 from hpcmoe.errors import InputError
 
 HDF5 = "hpcmoe.files.examine"
@@ -51,8 +51,7 @@ def _ask(path: Path, layout: str, by: str) -> str:
         return _children[by].ask(path, layout)
     except Unavailable as why:
         _warn(str(why))
-    importlib.import_module(by).examine(path, layout)
-    return ""
+    return look(importlib.import_module(by).examine, path, layout)[0]
 
 
 def end() -> None:

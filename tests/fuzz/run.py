@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import unicodedata
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ class Sum:
     largest: int = 0
     """bytes"""
     largest_was: str = ""
-    wrong: list[str] = field(default_factory=list)
+    wrong: int = 0
 
     def add(self, other: "Sum") -> None:
         """Takes in another."""
@@ -87,8 +87,7 @@ def main() -> int:
         if not found:
             sys.exit(f"a worker ended: {how}")
         total.add(Sum(**found[0]))
-    print("\n".join(total.wrong))
-    print(f"seed {chosen.seed}: {total.inputs} inputs, {total.refused} refused by all verbs, {len(total.wrong)} wrong; "
+    print(f"seed {chosen.seed}: {total.inputs} inputs, {total.refused} refused by all verbs, {total.wrong} wrong; "
           f"slowest {total.slowest:.2f} s of a core ({total.slowest_was}), "
           f"largest {total.largest / 1e6:.0f} MB ({total.largest_was}); {time.time() - begun:.0f} s")
     return bool(total.wrong)
@@ -122,10 +121,16 @@ def try_one(seed: int, number: int, clean: Path, total: Sum, aloud: bool) -> Non
         print(name, json.dumps(told, indent=1), sep="\n", flush=True)
     total.inputs += 1
     total.refused += bool(told) and all(verb["code"] for verb in told)
-    total.wrong += [f"WRONG {name}: {word}" for word in wrong]
     _weigh(total, name, used if told else 0, taken)
+    for word in wrong:
+        _complain(total, name, word)
     if not wrong:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _complain(total: Sum, name: str, word: str) -> None:
+    total.wrong += 1
+    print(f"WRONG {name}: {word}", flush=True)
 
 
 def _weigh(total: Sum, name: str, used: float, taken: int) -> None:
@@ -134,7 +139,7 @@ def _weigh(total: Sum, name: str, used: float, taken: int) -> None:
     if taken > total.largest:
         total.largest, total.largest_was = taken, name
     if taken > BYTES:
-        total.wrong.append(f"WRONG {name}: {taken / 1e6:.0f} MB")
+        _complain(total, name, f"{taken / 1e6:.0f} MB")
 
 
 def damaged(seed: int, number: int, clean: Path, folder: Path):
