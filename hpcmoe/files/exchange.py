@@ -78,6 +78,8 @@ def read(path: Path) -> Table:
     with h5.reading(path, "exchange") as file:
         patterns = h5.strings(file, "pattern", path)
         columns = {name: _column(file, name, path) for name in NOTES}
+        if {len(column) for column in columns.values()} != {len(patterns)}:
+            raise InputError(f"{path}: the columns differ in length: make the file again")
         figures = [Figure(pattern, *values) for pattern, *values in zip(patterns, *columns.values(), strict=True)]
         return Table(figures, h5.attribute(file, "hidden", path, int), h5.attribute(file, "dtype", path, str),
                      h5.attribute(file, "rounds", path, int), h5.strings(file, "host", path),
