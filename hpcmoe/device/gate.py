@@ -73,7 +73,7 @@ def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Rou
     groups, counted = moe.groups, 1 if moe.group_score == "max" or moe.groups == E else 2
     held = moe.top_k + (E + groups if groups > 1 else 0)
     warps = max(1, min(4, 48 * 1024 // (4 * held)))
-    launch(f"gate.choose_{next(per for per in PER_LANE if E <= 32 * per)}", -(-T // warps), logits, bias, route.expert,
+    launch(f"gate.choose_{next(per for per in PER_LANE if 32 * per >= E)}", -(-T // warps), logits, bias, route.expert,
            route.weight, load, T, E, moe.top_k, SCORES.index(moe.score), groups, moe.groups_kept, counted,
            moe.renormalise, moe.round_logits, moe.round_weights, float(moe.scale), threads=32 * warps,
            shared=4 * warps * held)

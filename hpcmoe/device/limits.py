@@ -15,6 +15,6 @@ def check_model(model: ModelSpec) -> None:
     if odd or a.head_dim % 2 or a.head_dim > WIDEST or (moe and (moe.top_k > WIDEST or moe.experts > MOST_EXPERTS)):
         raise InputError(f"model {model.name} cannot be computed on a GPU: " + (
             f"{', '.join(odd)}: should be multiples of 8" if odd else
-            f"heads should have an even number of values, {WIDEST} at most, a token {WIDEST} experts at most, and a layer "
-            f"{MOST_EXPERTS}")
+            f"heads should have an even number of values, {WIDEST} at most, a token {WIDEST} experts, and a layer "
+            f"{MOST_EXPERTS} at most")
             + "; compute.device = cpu computes it")

@@ -58,7 +58,7 @@ def combine(x: cupy.ndarray, rows: cupy.ndarray, shared: cupy.ndarray | None, ro
 
 
 def _part(K: int, hidden: int) -> int:
-    """Values of an answer that a block of `combine_in_bulk` takes: a multiple of 8 that one turn of its threads adds up.
+    """Values of an answer that a block of `combine_in_bulk` takes, a multiple of 8 that its threads add up in one turn;
     0 where K answers have no room for any."""
     parts = max(-(-2 * K * hidden // HELD), -(-hidden // (8 * THREADS)))
     return 8 * -(-hidden // (8 * parts)) if 16 * K <= HELD else 0

@@ -36,8 +36,8 @@ from hpcmoe.types import STAGES, Batch, Span
 
 RANKS, T, H = 2, 2048, 7168
 LAYERS, MICRO_BATCHES = 16, 2
-"""All layers have the same weights, of several hundred MB each, so that many fit: a model is deeper than its first and its
-last exchange, which nothing hides."""
+"""All layers have the same weights, of several hundred MB each, so that many fit: a model is deeper than its first and
+its last exchange, which nothing hides."""
 HEADS, WIDTH = 96, 12288
 """Of the first model; I is such that attention and experts take about as long."""
 MOST = 8.0
@@ -90,8 +90,8 @@ def step(world: launch.World, take_turns: Callable, segments: RankSegments, work
 
 
 def calibrate(world: launch.World, work: list[Batch], scale: float) -> float:
-    """How much larger the model must be for its arithmetic to last as long as its exchange, by one that is `scale` times
-    as large. Collective."""
+    """How much larger the model must be for its arithmetic to last as long as its exchange, by one of `scale`.
+    Collective."""
     segments = open_segments(world, scale)
     step(world, schedule.serial, segments, work)
     seconds, exchange = min(step(world, schedule.serial, segments, work) for _ in range(TRIED))
