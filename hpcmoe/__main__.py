@@ -124,6 +124,20 @@ def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: b
     sys.exit(page.run(job, chosen, overwrite, trace))
 
 
+@cli.command(short_help="Make one results file of a job array's.")
+@click.argument("outputs", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, required=True, help="The results file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+def pack(outputs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
+    """Make one results file of OUTPUTS, those of all shards of a job (its key shard), in the order of the prompts:
+    hpcmoe pack out.*-of-8.h5 -o out.h5.
+
+    It is what the job would have written as a whole. Shards that are missing are named.
+    """
+    from hpcmoe.report import pack as page
+    page.pack(outputs, output, overwrite)
+
+
 @cli.command(short_help="Show any file of hpcmoe's.")
 @click.argument("file", type=FILE)
 @click.option("-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="Prompts to show at most.")
@@ -202,6 +216,19 @@ def exchange(rows: list[int], hidden: int, dtype: str, device: str, output: Path
     size and mode, with the MPI library's own call on the same rows beside it."""
     from hpcmoe.report.bench_exchange import bench_exchange
     sys.exit(bench_exchange(rows, hidden, dtype, device, output))
+
+
+@bench.command(short_help="How speed grows with the ranks.")
+@click.argument("outputs", type=FILE, nargs=-1, required=True)
+@click.option("--plot", type=FILE, help="Draw it, too: a .png, .pdf or .svg. Needs matplotlib.")
+def scaling(outputs: tuple[Path, ...], plot: Path | None) -> None:
+    """Compare finished runs of one job on different numbers of ranks: OUTPUTS are their results.
+
+    Runs with the same prompts show strong scaling, runs of shards with as many prompts for each rank weak scaling.
+    jobs/scaling.sbatch makes both.
+    """
+    from hpcmoe.report.scaling import bench_scaling
+    bench_scaling(outputs, plot)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpcmoe import tables
+from hpcmoe import shard, tables
 from hpcmoe.errors import JobError
 from hpcmoe.tables import Bad, key
 from hpcmoe.types import MODES, TRANSPORTS
@@ -72,15 +72,17 @@ class Job:
     schedule: Schedule = key(Schedule(), help="micro-batches")
     checkpoint: Checkpoint = key(Checkpoint(), help="commits")
     probe: str = key("", help="what hpcmoe probe wrote on these ranks, for whatever is auto")
+    shard: str = key("", help="answer a part of the prompts only: 3/8 is every 8th, from number 3 on, counted from 0; "
+                              "its output is named after it, as out.3-of-8.h5, and hpcmoe pack makes one of all")
 
     def toml(self) -> str:
         """The resolved job as TOML text."""
         return tables.dump(self)
 
     def identity(self) -> str:
-        """What a result depends on beside the model and the prompts themselves, as TOML text."""
-        same = replace(self, model="", prompts="", output="", probe="", exchange=Exchange(), schedule=Schedule(),
-                       checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
+        """What an answer depends on beside the model and the prompts themselves, as TOML text."""
+        same = replace(self, model="", prompts="", output="", probe="", shard="", exchange=Exchange(),
+                       schedule=Schedule(), checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
         return same.toml()
 
 
@@ -113,6 +115,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
         job: Job = tables.build(Job, table)
     except Bad as bad:
         raise JobError(f"{path}: {bad}") from None
+    if job.shard:
+        job = replace(job, output=str(shard.parse(job.shard).named(Path(job.output))))
     if (job.compute.device, job.compute.dtype) == ("gpu", "float32"):
         raise JobError(f"{path}: compute.dtype = float32 is computed on CPUs: set compute.device = cpu, or bfloat16")
     return job

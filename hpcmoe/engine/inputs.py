@@ -4,7 +4,9 @@ what `run` would find after it."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcmoe import spec
+import numpy as np
+
+from hpcmoe import shard, spec
 from hpcmoe.config import Job
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import prompts, tokenizer
@@ -32,10 +34,13 @@ class Inputs:
 
     model: ModelFile | Drawn
     prompts: Prompts
+    rows: np.ndarray
+    """`[n]` int64 ascending: the prompts that the job is to answer"""
 
     def identity(self, job: Job) -> str:
         """What the results depend on, as text."""
-        return f"{job.identity()}\n# model {self.model.uuid}\n# prompts {self.prompts.uuid}\n"
+        whole = f"{job.identity()}\n# model {self.model.uuid}\n# prompts {self.prompts.uuid}\n"
+        return shard.marked(whole, job.shard)
 
 
 def read(job: Job) -> Inputs:
@@ -50,4 +55,7 @@ def read(job: Job) -> Inputs:
     wrong = [t for t in job.generate.stop_tokens if not 0 <= t < model.spec.vocabulary]
     if wrong:
         raise JobError(f"generate.stop_tokens: {wrong[0]} is outside the vocabulary of {model.spec.vocabulary}")
-    return Inputs(model, found)
+    rows = shard.parse(job.shard).rows(len(found))
+    if not len(rows):
+        raise JobError(f"shard {job.shard}: {path} has {len(found)} prompts only: make that many shards at most")
+    return Inputs(model, found, rows)

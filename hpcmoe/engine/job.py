@@ -56,12 +56,13 @@ def run(world: World, job: Job, overwrite: bool, traced: bool = False) -> bool:
     placement = place(plan.inputs.model.spec, world.size)
     origin = Provenance(job.toml(), plan.inputs.identity(job), versions(world.library), world.size, world.hosts,
                         placement.most)
-    pool = np.setdiff1d(np.arange(len(plan.inputs.prompts)), plan.left.done).tolist()
+    pool = np.setdiff1d(plan.inputs.rows, plan.left.done).tolist()
     recorded = open_trace(world.size) if traced else Untraced()
     if pool:
         _answer(world, job, plan, pool, placement, origin, recorded)
     world.comm.Barrier()  # every part is on disk
-    on_root(world, lambda: results.pack(Path(job.output), plan.inputs.prompts, origin, _decoder(plan.inputs)))
+    on_root(world, lambda: results.pack(Path(job.output), plan.inputs.prompts, origin, _decoder(plan.inputs),
+                                        plan.inputs.rows))
     recorded.write(world, beside(Path(job.output)))  # behind the results, which a full disk must not cost
     return True
 

@@ -6,7 +6,7 @@
     timings/attempt, step, tokens, chosen, wall [steps]; timings/mean, max [steps, stages] over the ranks
     exchange/step, exchange/layer, exchange/class: see `files.traffic`
     host [R]
-    attributes: job (TOML), identity, versions, ranks, experts_per_rank
+    attributes: job (TOML), identity, versions, ranks, experts_per_rank; shards, where it was packed from some
 """
 
 from collections.abc import Callable, Sequence
@@ -49,6 +49,23 @@ class StepTable:
     """`[steps]`: seconds are means over the ranks, bytes are those of all ranks"""
 
 
+@dataclass(frozen=True)
+class Results:
+    """P answers, and what they took."""
+
+    answers: tuple[Answer, ...]
+    """in the order of the prompts"""
+    ids: tuple[str, ...]
+    """`[P]`"""
+    texts: tuple[str, ...]
+    """`[P]`"""
+    load: np.ndarray
+    """`[L, E]` int64: rows sent to each expert"""
+    steps: StepTable
+    layers: Traffic
+    """`[L]`: of all steps; seconds are means over the ranks, bytes are those of all ranks"""
+
+
 def is_finished(output: Path, identity: str) -> bool:
     """Whether `output` holds the results of this very job. Raises `JobError` where they are another job's."""
     if not output.exists():
@@ -67,28 +84,46 @@ def could_be(path: Path) -> bool:
     return head.startswith(b"\x89HDF\r\n\x1a\n") and f"{h5.OURS}results".encode() in head
 
 
-def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[np.ndarray], str]) -> None:
+def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[np.ndarray], str],
+         rows: np.ndarray | None = None) -> None:
     """Writes `output` from its parts, in the order of the prompts, and removes them.
 
+    `rows` `[n]` int64 ascending are the prompts that the job was to answer, where those are not all.
     Raises `JobError` where the file cannot be written.
     """
     pieces = [parts.read(path) for path in parts.files(output)]
     found: dict[int, Answer] = {}
     for answer in (a for piece in pieces for a in piece.answers):
         found.setdefault(answer.prompt, answer)  # two runs at once may both have answered it, alike
-    assert sorted(found) == list(range(len(prompts))), "each prompt has an answer"
-    answers = [found[prompt] for prompt in range(len(prompts))]
+    wanted = list(range(len(prompts))) if rows is None else rows.tolist()
+    assert sorted(found) == wanted, "each prompt has an answer"
+    answers = [found[prompt] for prompt in wanted]
+    write(output, origin, Results(tuple(answers), tuple(prompts.ids[prompt] for prompt in wanted),
+                                  tuple(decode(a.tokens) for a in answers), np.sum([p.load for p in pieces], axis=0),
+                                  tabulate(pieces), by_layer(pieces)))
+    parts.remove(output)
+
+
+def write(output: Path, origin: Provenance, found: Results, **attributes: int) -> None:
+    """A results file, with more attributes where there are any. Raises `JobError` where it cannot be written."""
     with h5.writing(output, "results") as file:
         origin.stamp(file)
-        parts.put_answers(file, answers)
-        h5.put_strings(file, "id", prompts.ids, "the user's own name of each prompt")
-        h5.put_strings(file, "text", [decode(a.tokens) for a in answers], "text of each answer")
-        load = np.sum([piece.load for piece in pieces], axis=0)
-        h5.put(file, "load", load, "rows sent to each expert, by layer and expert [rows]")
-        table = tabulate(pieces)
-        _put_timings(file, table)
-        traffic.put(file, table.traffic, by_layer(pieces), all_ranks=True)
-    parts.remove(output)
+        file.attrs.update(attributes)
+        parts.put_answers(file, found.answers)
+        h5.put_strings(file, "id", found.ids, "the user's own name of each prompt")
+        h5.put_strings(file, "text", found.texts, "text of each answer")
+        h5.put(file, "load", found.load, "rows sent to each expert, by layer and expert [rows]")
+        _put_timings(file, found.steps)
+        traffic.put(file, found.steps.traffic, found.layers, all_ranks=True)
+
+
+def read(file: h5py.File, path: Path) -> Results:
+    """What is in a results file. Raises `InputError`."""
+    answers = parts.take_answers(file, path)
+    ids, texts = (tuple(h5.strings(file, name, path, len(answers))) for name in ("id", "text"))
+    load = h5.take(file, "load", path, np.integer, 2)
+    layers = traffic.take(file, "layer", len(load), path) or Traffic.none(len(load))
+    return Results(tuple(answers), ids, texts, load, steps(file, path), layers)
 
 
 def tabulate(pieces: Sequence[Part]) -> StepTable:

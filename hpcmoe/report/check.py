@@ -37,7 +37,7 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
     else:
         job = config.load(path, overrides)
         read = inputs.read(job)
-        model, lengths = read.model.spec, read.prompts.lengths
+        model, lengths = read.model.spec, read.prompts.lengths[read.rows]
         found = _fit(model, job, lengths, place(model, ranks), limit)
         left = output.look(job, read.identity(job))
         out.print(f"{path}: nothing wrong was found\n  model    {job.model} ({model.name})\n"

@@ -79,7 +79,8 @@ def _results(out: Console, path: Path, limit: int) -> None:
         _head(out, file, path)
         out.print(h5.attribute(file, "versions", path, str))
         ranks, places = h5.attribute(file, "ranks", path, int), sorted(set(h5.strings(file, "host", path)))
-        out.print(f"{text.plural(ranks, 'rank')} on {text.plural(len(places), 'host')} ({', '.join(places[:8])})")
+        many = f" of {file.attrs['shards']} shards" if "shards" in file.attrs else ""
+        out.print(f"{text.plural(ranks, 'rank')}{many} on {text.plural(len(places), 'host')} ({', '.join(places[:8])})")
         _answers(out, file, path, limit)
         load = parts.take_load(file, path)
         if load.size and np.any(load):

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hpcmoe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"child", "errors", "paths", "tables"},
-    {"config", "spec", "traffic", "types"},
+    {"config", "shard", "spec", "traffic", "types"},
     {"array", "gpu", "launch"},
     {"kernels", "files", "reference"},
     {"device"},
