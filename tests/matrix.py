@@ -42,11 +42,12 @@ def options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--unit", action="store_true", help="the tests in one process")
     parser.add_argument("--mpi", action="append", default=[], metavar="MPI:RANKS,...", help="the MPI tests")
     parser.add_argument("--launch", action="store_true", help="whole jobs")
+    parser.add_argument("--slurm", action="store_true", help="the job scripts, in a Slurm of their own")
     parser.add_argument("--slow", action="store_true", help="only tests marked slow, which are left out otherwise")
     parser.add_argument("--limit", type=float, help="seconds for each run (600; with --slow 3600)")
     parser.add_argument("--python", action="append", default=[], metavar="MPI=PATH", help="of that MPI's venv")
     parser.add_argument("--mpiexec", action="append", default=[], metavar="MPI=COMMAND", help="else beside its Python")
-    parser.add_argument("--tests", type=Path, default=Path(__file__).parent, help="folder with unit/, mpi/, launch/")
+    parser.add_argument("--tests", type=Path, default=Path(__file__).parent, help="folder with unit/, mpi/, launch/ …")
     parser.add_argument("--out", type=Path, default=Path("build/test"), help="folder for records")
     chosen, rest = parser.parse_known_args()
     chosen.limit = chosen.limit or (3600 if chosen.slow else 600)
@@ -68,7 +69,7 @@ def plan(chosen: argparse.Namespace, rest: list[str]) -> list[Run]:
             runs.append(Run("mpi", mpi, int(ranks), (
                 *mpiexec, "-n", ranks, "sh", "-c", ON_A_RANK, python, "-x", "-p", "no:cacheprovider", "--with-mpi",
                 *common, str(chosen.tests / "mpi"))))
-    return runs + ([_alone("launch", chosen, common)] if chosen.launch else [])
+    return runs + [_alone(what, chosen, common) for what in ("launch", "slurm") if getattr(chosen, what)]
 
 
 def _alone(what: str, chosen: argparse.Namespace, common: list[str]) -> Run:

@@ -120,7 +120,7 @@ def _joined(pieces: Sequence[Piece]) -> Results:
     found = [piece.found for piece in pieces]
     if len({one.load.shape for one in found}) > 1:
         raise InputError(f"{pieces[0].path} and the others differ in layers or experts: make them again")
-    rows = sorted(((answer, *words) for one in found for answer, *words in zip(one.answers, one.ids, one.texts)),
+    rows = sorted((row for one in found for row in zip(one.answers, one.ids, one.texts)),
                   key=lambda row: row[0].prompt)
     answers, ids, texts = zip(*rows)
     layers = sum((one.layers for one in found), Traffic.none(len(found[0].load)))
