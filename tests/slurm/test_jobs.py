@@ -13,6 +13,18 @@ UNTIL_TOLD = '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0\nsleep 100 & wait'
 """Of a stand-in: works until it is told to save; after a restart there is nothing left to do."""
 DEAF = f"trap - USR1 TERM\n{UNTIL_TOLD}"
 """The same before it listens: the signal ends it."""
+SLOW = """
+import os, sys, time
+from hpcmoe.engine.batch import Sequences
+step = Sequences.batch
+def slow(self):
+    time.sleep(0.0 if "SLURM_RESTART_COUNT" in os.environ else 2.2)
+    return step(self)
+Sequences.batch = slow
+from hpcmoe.__main__ import main
+main()
+"""
+"""hpcmoe with long steps, before its first restart."""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +67,12 @@ def slow(cluster, tmp_path_factory) -> dict[str, tuple[Site, str]]:
     site = make_site(cluster, tmp_path_factory.mktemp("again"))
     stand_in(site, '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0\nexit 75')
     made["again"] = site, site.submit("array.sbatch", "job.toml", "2", options=("--nodes=1", "--array=0-1"))
+    site = make_site(cluster, tmp_path_factory.mktemp("walltime"))
+    (site.folder / "slow.py").write_text(SLOW)
+    site.edit(HPCMOE="(python slow.py)")
+    # The shortest limit that Slurm knows; it looks at its clock every half a minute: the signal comes after 15 to 45 s.
+    options = ("--nodes=1", "--time=1", "--signal=USR1@45")
+    made["walltime"] = site, site.submit("run.sbatch", "job.toml", "--set", "schedule.max_sequences=1", options=options)
     return made
 
 
@@ -166,6 +184,17 @@ def test_a_workstation_saves_at_a_signal(site):
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 75 and "the same command goes on from here" in said, said
+
+
+def test_walltime_checkpoint_requeue_finish(slow, whole):
+    """Slurm's signal ahead of the time limit, not ours."""
+    site, job = slow["walltime"]
+    log = site.done(job)
+    assert log.count("USR1 came; checkpointed") == 1 and "back into the queue, restart 1 of at most 20" in log, log
+    assert site.facts(job)["Restarts"] == "1" and "restart 1, 1 nodes" in log
+    with h5py.File(site.folder / "out.h5") as file:
+        assert file["timings/attempt"][:].max() == 1
+    assert_same(site.folder / "out.h5", whole)
 
 
 def test_restarts_are_limited(slow):
