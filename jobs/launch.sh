@@ -23,14 +23,15 @@ begin() {
 ranks() {
     local nodes=$1 code
     shift
-    local all=$((nodes * RANKS_PER_NODE))
+    [ -z "$TOLD" ] || return 75     # to save, before there was anything to save
+    local all=$((nodes * RANKS_PER_NODE)) cores=$((${SLURM_CPUS_ON_NODE:-0} / RANKS_PER_NODE))
     local -a words
     case ${LAUNCH[0]} in
     srun)
         # All are given, for what sbatch was given would be taken otherwise, and that is of the whole job. Cores: since
         # Slurm 22.05 a step does not take over how many a task has, and would put all ranks on the first ones.
         words=("${LAUNCH[@]}" "--nodes=$nodes" "--ntasks=$all" "--ntasks-per-node=$RANKS_PER_NODE"
-               "--cpus-per-task=$((SLURM_CPUS_ON_NODE / RANKS_PER_NODE))" "--cpu-bind=$CPU_BIND")
+               "--cpus-per-task=$((cores > 0 ? cores : 1))" "--cpu-bind=$CPU_BIND")
         ((GPUS_PER_NODE == 0)) || words+=("--gpus-per-node=$GPUS_PER_NODE")
         ;;
     mpirun) words=("${LAUNCH[@]}" -n "$all" --map-by "ppr:$RANKS_PER_NODE:node") ;;
@@ -39,6 +40,7 @@ ranks() {
     # In the background, for while bash waits for a program in the foreground it hears no signal.
     "${words[@]}" "$@" &
     STARTED=$!
+    [ -z "$TOLD" ] || kill -USR1 "$STARTED" || true     # it came while there was nobody to tell
     while :; do
         HEARD=
         code=0

@@ -40,7 +40,7 @@ case $EXAMPLE in
 pmi2-mpich)                 # Slurm starts the ranks of PyPI's MPICH (pip install 'hpcmoe[mpich]'). Tested: make test-slurm
     LAUNCH=(srun --mpi=pmi2)                        # the one of Slurm's ways that this MPICH speaks
     ;;
-pmix-openmpi)               # Slurm starts the ranks of an Open MPI that was built with PMIx. Not tested here
+pmix-openmpi)               # Slurm starts the ranks of an Open MPI that was built with PMIx. Tested, but for GPUs: make test-slurm
     LAUNCH=(srun --mpi=pmix)                        # without it: as many jobs of one rank; hpcmoe notices, and ends
     modules() {
         module purge                                # nothing from the shell where sbatch was typed
@@ -54,7 +54,7 @@ mpiexec-mpich)              # MPICH's own mpiexec, where Slurm has no PMI. Teste
     # The script alone is told that its time is up, and tells mpiexec: a signal to the job's steps ends mpiexec's daemons.
     export SBATCH_SIGNAL=B:USR1@300
     ;;
-mpirun-openmpi)             # Open MPI's mpirun, where its Slurm has no PMIx. Not tested here
+mpirun-openmpi)             # Open MPI's mpirun, where its Slurm has no PMIx. Tested, but for GPUs: make test-slurm
     LAUNCH=(mpirun)
     export SBATCH_SIGNAL=B:USR1@300                 # as above
     modules() {

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-"""Of Debian, which have them."""
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "libpmix2")
+"""Of Debian, which have them; the last one is for srun --mpi=pmix."""
+PMIX = next(Path("/usr/lib").glob("*/pmix2/lib"), Path("/usr/lib/pmix2/lib"))
+"""Where Debian's Slurm looks for libpmix.so, which a package for developers would bring."""
 NODES, CPUS, GPUS = 4, 8, 4
 LONGEST = 60
 """Characters of the folder's name: those of a socket's are limited."""
@@ -61,12 +63,12 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=
 """
 NODE = "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=16000 Gres=gpu:{gpus}"
 ON_A_NODE = """
-hostname "$1" && mount --bind "$2/hosts" /etc/hosts && mount --bind "$2/shm" /dev/shm
-shift 2
+hostname "$1" && mount --bind "$2/hosts" /etc/hosts && mount --bind "$2/shm" /dev/shm && mount --bind "$2/pmix" "$3"
+shift 3
 exec "$@"
 """
-"""What a node's namespaces begin with: its name, the names of the others, and a folder instead of the machine's shared
-memory. All nodes share it: it is their network. What jobs leave in it goes with the folder."""
+"""What a node's namespaces begin with: its name, the names of the others, a folder instead of the machine's shared
+memory, and the PMIx that Slurm looks for. All nodes share the memory: it is their network, and goes with the folder."""
 NAMESPACES = ("unshare", "--uts", "--ipc", "--mount", "--propagation", "private")
 
 
@@ -75,7 +77,7 @@ def missing() -> str:
     if os.geteuid():
         return "not installed: a Slurm for tests, which needs root"
     there = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    gone = [name for name in PROGRAMS if not shutil.which(name, path=there)]
+    gone = [name for name in PROGRAMS if not shutil.which(name, path=there)] + ["PMIx"] * (not PMIX.is_dir())
     return f"not installed: {', '.join(gone)} (make test-slurm installs Debian's {' '.join(PACKAGES)})" if gone else ""
 
 
@@ -113,7 +115,7 @@ def running(folder: Path) -> Iterator[Cluster]:
         _until(lambda: (folder / "munge" / "sock").exists(), "munged", folder)
         daemons.append(_start(folder, env, "slurmctld", "-D", "-c"))
         for name in _names():
-            prefix = (*NAMESPACES, "sh", "-c", ON_A_NODE, "sh", name, folder) if apart else ()
+            prefix = (*NAMESPACES, "sh", "-c", ON_A_NODE, "sh", name, folder, PMIX) if apart else ()
             daemons.append(_start(folder, env, *prefix, "slurmd", "-D", "-N", name))
         cluster = Cluster(folder, env, apart)
         _until(lambda: _idle(cluster) == NODES, "four nodes", folder)
@@ -143,12 +145,16 @@ def _prepare(folder: Path) -> dict[str, str]:
         (folder / part).mkdir(parents=True, mode=0o700)
     (folder / "munge" / "key").write_bytes(os.urandom(128))
     (folder / "munge" / "key").chmod(0o400)
+    shutil.copytree(PMIX, folder / "pmix", symlinks=True)
+    if not (folder / "pmix" / "libpmix.so").exists():
+        (folder / "pmix" / "libpmix.so").symlink_to("libpmix.so.2")
     for number in range(GPUS):  # read as /dev/null: what has to be there is a device
         os.mknod(folder / f"nvidia{number}", 0o600 | 0o020000, os.makedev(1, 3))
     ports = _ports(NODES + 1)
     nodes = [NODE.format(name=name, port=port, cpus=CPUS, gpus=GPUS) for name, port in zip(_names(), ports[1:])]
     (folder / "slurm.conf").write_text(CONF.format(folder=folder, ports=ports, nodes="\n".join(nodes)))
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/nvidia[0-{GPUS - 1}] Flags=nvidia_gpu_env\n")
+    (folder / "mpi.conf").write_text("PMIxCollFence=ring\n")  # the default one loses ranks now and then
     (folder / "hosts").write_text("127.0.0.1 localhost " + " ".join([socket.gethostname(), *_names()]) + "\n")
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "PMI"))}
     return keep | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",

