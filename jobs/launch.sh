@@ -7,8 +7,8 @@ say() { echo "$(date +%FT%T) $*" >&2; }
 begin() {
     # A wrong start costs a place in the queue; so what was forgotten is said in words.
     if [ -n "${SLURM_JOB_ID:-}" ] && ((GPUS_PER_NODE > 0 && ${SLURM_GPUS_ON_NODE:-0} < GPUS_PER_NODE)); then
-        say "the job has ${SLURM_GPUS_ON_NODE:-0} GPUs on a node, site.sh says $GPUS_PER_NODE: source it before sbatch," \
-            "or give sbatch --gpus-per-node=$GPUS_PER_NODE"
+        say "the job has ${SLURM_GPUS_ON_NODE:-0} GPUs on a node, site.sh says $GPUS_PER_NODE:" \
+            "source it before sbatch, or give sbatch --gpus-per-node=$GPUS_PER_NODE"
         exit 2
     fi
     modules
@@ -19,7 +19,8 @@ begin() {
         "(${SLURM_JOB_NODELIST:-$(hostname)}), $RANKS_PER_NODE ranks on each; $("${HPCMOE[@]}" --version)"
 }
 
-# ranks NODES COMMAND...: the command on RANKS_PER_NODE ranks on each of the first NODES nodes, to its end; returns their code
+# ranks NODES COMMAND...: the command on RANKS_PER_NODE ranks on each of the first NODES nodes, to its end; returns
+# their code
 ranks() {
     local nodes=$1 code
     shift
@@ -51,9 +52,9 @@ ranks() {
     return "$code"
 }
 
-# A signal that reaches this shell is for the ranks. With --signal=USR1@300 Slurm tells srun's ranks itself, and not the shell;
-# with B:USR1@300, and where scancel --batch or a person sends one, the shell alone.
-# All launchers hand on USR1; TERM would have some of them end the ranks at once.
+# A signal that reaches this shell is for the ranks. With --signal=USR1@300 Slurm tells srun's ranks itself, and not the
+# shell; with B:USR1@300, and where scancel --batch or a person sends one, the shell alone. All launchers hand on USR1;
+# TERM would have some of them end the ranks at once.
 TOLD=
 forward() {
     HEARD=$1 TOLD=$1
@@ -63,11 +64,12 @@ forward() {
 trap 'forward USR1' USR1
 trap 'forward TERM' TERM
 
-# finish CODE: ends the script with the code of its ranks. 75 means that all that was done is saved, and the same command goes on
-# from there: then the job first puts itself back into the queue.
+# finish CODE: ends the script with the code of its ranks. 75 means that all that was done is saved, and the same
+# command goes on from there: then the job first puts itself back into the queue.
 finish() {
     local code=$1 job=${SLURM_JOB_ID:-} count=${SLURM_RESTART_COUNT:-0}
-    # A rank that is told before it listens dies of it, when there is nothing to save yet: 138, or what mpiexec makes of it.
+    # A rank that is told before it listens dies of it, when there is nothing to save yet: 138, or what mpiexec makes of
+    # it.
     case $code in
     0 | 2 | 3 | 4 | 70 | 75) ;;
     138) code=75 ;;

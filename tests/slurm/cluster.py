@@ -69,6 +69,8 @@ exec "$@"
 """
 """What a node's namespaces begin with: its name, the names of the others, a folder instead of the machine's shared
 memory, and the PMIx that Slurm looks for. All nodes share the memory: it is their network, and goes with the folder."""
+NETWORK = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "sm2"}
+"""What MPICH must have in its environment on these nodes: with sockets 16 ranks on two cores take ten times as long."""
 NAMESPACES = ("unshare", "--uts", "--ipc", "--mount", "--propagation", "private")
 
 
@@ -157,9 +159,7 @@ def _prepare(folder: Path) -> dict[str, str]:
     (folder / "mpi.conf").write_text("PMIxCollFence=ring\n")  # the default one loses ranks now and then
     (folder / "hosts").write_text("127.0.0.1 localhost " + " ".join([socket.gethostname(), *_names()]) + "\n")
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "PMI"))}
-    return keep | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
-                   # A network of shared memory: sockets take ten times as long where 16 ranks have two cores.
-                   "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "sm2"}
+    return keep | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 
 
 def _ports(count: int) -> list[int]:
@@ -216,7 +216,7 @@ def main() -> None:
     if why := missing():
         sys.exit(why)
     with running(Path(sys.argv[1]).absolute()) as cluster, contextlib.suppress(KeyboardInterrupt):
-        settings = {name: cluster.env[name] for name in cluster.env if cluster.env[name] != os.environ.get(name)}
+        settings = {name: value for name, value in (cluster.env | NETWORK).items() if os.environ.get(name) != value}
         print("export " + " ".join(f"'{name}={value}'" for name, value in settings.items()), flush=True)
         signal.pause()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster import Cluster
+from cluster import NETWORK, Cluster
 from models import TINY
 
 from hpcmoe import tables
@@ -60,7 +60,8 @@ class Site:
 
     def submit(self, script: str, *words: str | Path, options: tuple[str, ...] = ()) -> str:
         """The number of a new job."""
-        ended = self.shell('. jobs/site.sh && sbatch --parsable "$@"', *options, f"jobs/{script}", *words)
+        network = " ".join(f"{name}={value}" for name, value in NETWORK.items())
+        ended = self.shell(f'. jobs/site.sh && {network} sbatch --parsable "$@"', *options, f"jobs/{script}", *words)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.strip()
 
@@ -74,7 +75,7 @@ class Site:
         line = self.cluster.call("scontrol", "show", "job", job, "--oneliner").splitlines()[0]
         return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
-    def wait(self, job: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """What Slurm knows of a job once it is in one of these states, or has ended."""
         end = time.monotonic() + seconds
         while True:
@@ -84,7 +85,7 @@ class Site:
             assert time.monotonic() < end, f"job {job} is {facts['JobState']} after {seconds:g} s: {self.logs()}"
             time.sleep(0.1)
 
-    def done(self, job: str, seconds: float = 120) -> str:
+    def done(self, job: str, seconds: float = 300) -> str:
         """What a job printed that ends well."""
         facts = self.wait(job, seconds=seconds)
         assert facts["JobState"] == "COMPLETED", f"{facts['JobState']} {facts['ExitCode']}: {self.logs()}"
