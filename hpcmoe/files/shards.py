@@ -10,7 +10,7 @@ import tomli_w
 
 from hpcmoe import paths, shard, tables
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, parts, results
+from hpcmoe.files import h5, parts, results, vet
 from hpcmoe.files.parts import Provenance
 from hpcmoe.files.results import Results, StepTable
 from hpcmoe.shard import Shard
@@ -50,6 +50,7 @@ def pack(sources: Sequence[Path], output: Path, overwrite: bool) -> bool:
 
 def read(path: Path) -> Piece:
     """The results of a shard. Raises `InputError`, and `JobError` where they are those of a whole job."""
+    vet.check(path, "results")
     with h5.reading(path, "results") as file:
         job, identity, versions = (h5.attribute(file, name, path, str) for name in ("job", "identity", "versions"))
         ranks, most = (h5.attribute(file, name, path, int) for name in ("ranks", "experts_per_rank"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcmoe import paths, shard
 from hpcmoe.errors import JobError
-from hpcmoe.files import h5, place, results
+from hpcmoe.files import h5, place, results, vet
 from hpcmoe.report import text
 
 KINDS = ("strong", "weak")
@@ -67,6 +67,7 @@ def bench_scaling(sources: Sequence[Path], plot: Path | None) -> None:
 
 def read(path: Path) -> Run:
     """What a results file says of its run. Raises `InputError`."""
+    vet.check(path, "results")
     with h5.reading(path, "results") as file:
         steps = results.steps(file, path)
         job, _ = shard.split(h5.attribute(file, "identity", path, str))
