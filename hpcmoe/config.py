@@ -54,7 +54,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every: float = key(300.0, help="seconds between commits of finished prompts", least=0)
+    every: float = key(300.0, help="seconds between commits; 0 = behind each step that answers a prompt", least=0)
+    walltime: float = key(0.0, help="seconds that the job may take: ahead of their end it commits all and ends with "
+                                    "code 75; 0 = those of the Slurm job around it, without one no limit", least=0)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import unicodedata
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
+CHECKPOINTED = 75
+"""Exit code of a job that was told to end before it was done: all is committed, and the same command goes on."""
 INTERNAL = 70
 """Exit code of everything that is not one of the classes below: a defect of the program."""
 

@@ -8,10 +8,13 @@ import os
 import stat
 import sys
 import termios
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hpcmoe import gpu
@@ -28,6 +31,15 @@ HEARD = 2.0
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+SEGMENT = "/dev/shm/mpich_shm_"
+"""How the names of MPICH's segments begin."""
+NO_MORE_SEGMENTS = {"MPIR_CVAR_POSIX_NUM_COLLS_THRESHOLD": "1000000000"}
+"""Keeps MPICH from making others later, for blocking collectives that are called often: none is, in a step. A rank that
+is killed just then would leave their names."""
+
+ORPHANED = 0.5
+"""Seconds between two looks whether the launcher's process is still there."""
 
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 """Where launchers leave a process's rank."""
@@ -108,6 +120,7 @@ def start(device: str = "cpu") -> World:
     mine = gpu.take(device)
     import mpi4py
     mpi4py.rc.thread_level = "funneled"
+    os.environ.update({name: value for name, value in NO_MORE_SEGMENTS.items() if name not in os.environ})
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # what mpi4py raises where it finds no library
@@ -120,11 +133,22 @@ def start(device: str = "cpu") -> World:
     threads, crowded = share_cores([tuple(sorted(cores)) for cores in node.allgather(os.sched_getaffinity(0))],
                                    node.rank)
     first = node.bcast(comm.rank)
+    if node.rank == 0:
+        forget_segments()
     node.Free()
     threads = limit_blas(threads)
     hosts, pids, firsts, gpus = zip(*comm.allgather((MPI.Get_processor_name(), os.getpid(), first, mine)))
     return World(comm, comm.rank, comm.size, hosts, pids, number(firsts), threads, rest if crowded else spin, library,
                  gpus)
+
+
+def forget_segments() -> None:
+    """Removes the names of MPICH's segments in shared memory, once all ranks of the node have mapped them: the memory
+    then goes with the last rank, however that ends."""
+    with suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if SEGMENT in line and not line.endswith("(deleted)"):
+                Path(line[line.index(SEGMENT):]).unlink(missing_ok=True)
 
 
 def number(names: Sequence[Any]) -> tuple[int, ...]:
@@ -190,11 +214,11 @@ def together(world: World, work: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def guarded(world: World, work: Callable[[], None]) -> int:
-    """Runs `work`; returns the exit code that all ranks agree on, or ends the whole job from this rank."""
+def guarded(world: World, work: Callable[[], int | None]) -> int:
+    """Runs `work`; returns the exit code that all ranks agree on, work's own if it returns one, or ends the whole job
+    from this rank."""
     try:
-        work()
-        return 0
+        return work() or 0
     except Agreed as agreed:
         if world.rank == agreed.reporter:
             report(agreed.line)
@@ -213,6 +237,25 @@ def guarded(world: World, work: Callable[[], None]) -> int:
         print(f"hpcmoe: internal error on rank {world.rank} of {world.size}, host {world.hosts[world.rank]}:\n"
               + traceback.format_exc(), file=sys.stderr, end="", flush=True)
         end_all(world, INTERNAL)
+
+
+def end_with_launcher() -> None:
+    """Ends this process soon after the launcher's that started it, where one did.
+
+    A launcher that is killed, or its daemon on this node, cannot end its ranks; they would go on, or wait for ever.
+    """
+    if not any(os.environ.get(name, "").isdigit() for name in RANK_VARIABLES):
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHANED)
+        try:
+            report(f"rank {rank_by_launcher()}: the launcher's process {parent} is gone")
+        finally:  # nobody may be there to read it
+            os._exit(DeviceError.code)
+    threading.Thread(target=watch, name="hpcmoe-launcher", daemon=True).start()
 
 
 def report(line: str) -> None:

@@ -256,6 +256,21 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """An answer that has begun, in a form in which any rank goes on with it.
+
+    It is all of a sequence's state: keys and values are computed again, and a draw belongs to (seed, prompt, position).
+    """
+
+    prompt: int
+    """its row in the prompts file"""
+    tokens: np.ndarray
+    """`[n]` int32: the new tokens so far"""
+    logprobs: np.ndarray
+    """`[n]` float32"""
+
+
+@dataclass(frozen=True)
 class Answer:
     """A finished prompt."""
 

@@ -1,8 +1,11 @@
 """Jobs started from outside, as a user starts them."""
 
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -16,3 +19,40 @@ def mpiexec(ranks: int, *arguments: str, seconds: float = 300) -> subprocess.Com
     """Runs it to its end."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_NUM", "OPENBLAS_NUM", "COLUMNS"))}
     return subprocess.run(command(ranks, *arguments), capture_output=True, text=True, timeout=seconds, env=environment)
+
+
+class Running:
+    """A job that runs: `hpcmoe run` of a job file under mpiexec, with what it says in a file beside its output."""
+
+    def __init__(self, ranks: int, job: Path, *arguments: str) -> None:
+        self.log = job.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command(ranks, "-m", "hpcmoe", "run", str(job), *arguments), stderr=log,
+                                            stdout=subprocess.DEVNULL, start_new_session=True)
+
+    @property
+    def said(self) -> str:
+        """On stderr, so far."""
+        return self.log.read_text()
+
+    def ranks(self, seconds: float = 60) -> list[int]:
+        """The processes of the ranks, once all have begun; none where the job ends before."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            if "ranks (processes)" in self.said and self.said.endswith("\n"):
+                found = re.findall(r"(\d+) \((\d+)", self.said.partition("ranks (processes)")[2])
+                return [int(pid) for _, pid in sorted(found, key=lambda pair: int(pair[0]))]
+            time.sleep(0.005)
+        return []
+
+    def wait(self, seconds: float) -> int:
+        """The exit code."""
+        return self.process.wait(seconds)
+
+
+def wait_for(true: Callable[[], object], seconds: float = 60) -> None:
+    """Returns once it is."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"waited {seconds:g} s in vain"
+        time.sleep(0.005)

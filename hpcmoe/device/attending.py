@@ -7,12 +7,10 @@ import numpy as np
 
 from hpcmoe.device.attention import KvCache, attend, decode
 from hpcmoe.device.cuda import Mirror
+from hpcmoe.kernels.attention import SHORT
 from hpcmoe.kernels.rows import alone
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Span
-
-SHORT = 8
-"""Tokens of a span up to which each is decoded alone: cuDNN works on whole blocks."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from hpcmoe.config import Job
+from hpcmoe.kernels.attention import SHORT
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Answer, Batch, Outcome, Span
+from hpcmoe.types import Answer, Batch, Begun, Outcome, Span
 
 
 @dataclass
@@ -25,8 +26,14 @@ class Sequence:
 
     @property
     def ahead(self) -> int:
-        """Tokens that the model has not seen yet: the prompt's at first, then one."""
+        """Tokens that the model has not seen yet: the prompt's at first, and new ones of an earlier run; then one."""
         return len(self.tokens) - self.cached
+
+    @property
+    def next(self) -> int:
+        """How many of them the next step may take: the prompt's; then new ones as few as attention decodes one by one,
+        so that those of an earlier run are computed as they were there."""
+        return self.prompt_length - self.cached if self.cached < self.prompt_length else min(self.ahead, SHORT)
 
 
 class Sequences:
@@ -53,13 +60,19 @@ class Sequences:
 
     @property
     def ahead(self) -> int:
-        """Tokens that the model has not seen yet, of all sequences."""
-        return sum(s.ahead for s in self._slots if s)
+        """Tokens that the next step may take, of all sequences."""
+        return sum(s.next for s in self._slots if s)
 
-    def admit(self, prompt: int, tokens: np.ndarray) -> None:
-        """Puts a prompt, `[n]` int32, into a free slot."""
-        first = [float("nan")] if self._scoring else []
-        self._slots[self._slots.index(None)] = Sequence(prompt, [int(t) for t in tokens], len(tokens), logprobs=first)
+    def admit(self, prompt: int, tokens: np.ndarray, begun: Begun | None = None) -> None:
+        """Puts a prompt, `[n]` int32, into a free slot, with what is there of its answer."""
+        more, logprobs = (begun.tokens.tolist(), begun.logprobs.tolist()) if begun else ([], [])
+        first = [float("nan")] if self._scoring else logprobs
+        self._slots[self._slots.index(None)] = Sequence(prompt, tokens.tolist() + more, len(tokens), logprobs=first)
+
+    def begun(self) -> tuple[Begun, ...]:
+        """The answers that have begun. Scores have not, before they are done: there is nothing to go on from."""
+        return tuple(Begun(s.prompt, np.array(s.tokens[s.prompt_length:], np.int32), np.array(s.logprobs, np.float32))
+                     for s in self._slots if s and len(s.tokens) > s.prompt_length)
 
     def _in_turn(self) -> Iterator[tuple[int, Sequence]]:
         """Slots in the order in which they get tokens of a step: those that wait for one token first."""
@@ -73,7 +86,7 @@ class Sequences:
         asked: list[tuple[int, int, int]] = []
         spans = []
         for slot, s in self._in_turn():
-            rows = min(s.ahead, self.max_tokens - len(token))
+            rows = min(s.next, self.max_tokens - len(token))
             if not rows:
                 break
             span = Span(slot, len(token), rows, s.cached)

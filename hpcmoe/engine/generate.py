@@ -1,20 +1,38 @@
 """The step loop: deal prompts, run a step, take up its tokens, until the pool is empty everywhere."""
 
 import time
-from collections.abc import Sequence as ListOf
+from dataclasses import dataclass
 
 import numpy as np
 
 from hpcmoe.engine import layer
 from hpcmoe.engine.batch import Sequences, deal, split
 from hpcmoe.engine.device import RankSegments
+from hpcmoe.engine.pool import Pool
 from hpcmoe.engine.progress import Progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.ways import Turns
 from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.watch import Unwatched, Watch
-from hpcmoe.files.prompts import Prompts
+from hpcmoe.notice import Notice
 from hpcmoe.types import StepTime
+
+AHEAD = 2.0
+"""The next step and a commit may take so many times as long as the longest so far."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why the steps ended before the prompts did; the same on all ranks."""
+
+    rank: int
+    """the first one that had notice"""
+    reason: int
+    """see `Notice.reason`"""
+    finished: int
+    """answers of this run, on all ranks"""
+    begun: int
+    """prompts in slots, on all ranks"""
 
 
 class Vote:
@@ -22,12 +40,13 @@ class Vote:
 
     def __init__(self, comm, watch: Watch | Unwatched) -> None:
         self._comm, self._watch = comm.Dup(), watch
-        self._all = np.zeros((comm.size, 5), np.int64)
+        self._all = np.zeros((comm.size, 6), np.int64)
 
-    def __call__(self, free: int, active: int, ahead: int, finished: int, tokens: int) -> np.ndarray:
-        """`[R, 5]` int64: each rank's free and taken slots, tokens ahead, and answers and new tokens so far."""
+    def __call__(self, free: int, active: int, ahead: int, finished: int, tokens: int, reason: int) -> np.ndarray:
+        """`[R, 6]` int64: each rank's free and taken slots, tokens ahead, answers and new tokens so far, and its reason
+        to end now (`Notice.reason`)."""
         self._watch.mark("vote")
-        request = self._comm.Iallgather(np.array([free, active, ahead, finished, tokens], np.int64), self._all)
+        request = self._comm.Iallgather(np.array([free, active, ahead, finished, tokens, reason], np.int64), self._all)
         until(request.Test, self._watch.idle)
         return self._all
 
@@ -36,29 +55,34 @@ class Vote:
         self._comm.Free()
 
 
-def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequences: Sequences,
-             segments: RankSegments, turns: Turns, record: Record, progress: Progress) -> None:
-    """Answers the prompts in `pool` (rows of `prompts`), the same on all ranks, in steps that are cut as `turns` says.
+def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: RankSegments, turns: Turns,
+             record: Record, progress: Progress, notice: Notice) -> Stop | None:
+    """Answers the prompts in `pool`, the same on all ranks, in steps that are cut as `turns` says.
 
+    Where any rank has notice to end, all do so before their next step: what came of it is returned.
     Collective. A rank without sequences takes part in every step: its experts serve the others.
     """
     clock = segments.clock
     step = finished = tokens = 0
+    longest = 0.0
     while True:
         begin, clock.trace.step = time.perf_counter(), step
         with clock.voting():
-            state = vote(sequences.free, sequences.active, sequences.ahead, finished, tokens)
+            state = vote(sequences.free, sequences.active, sequences.ahead, finished, tokens,
+                         notice.reason(AHEAD * longest))
         progress.update(int(state[:, 3].sum()), int(state[:, 4].sum()))
         ranks = deal(state[:, 0], len(pool))
         if not ranks and not state[:, 1].any():
-            return
+            return None
+        if state[:, 5].any():
+            first = int(np.flatnonzero(state[:, 5])[0])
+            return Stop(first, int(state[first, 5]), int(state[:, 3].sum()), int(state[:, 1].sum()))
         clock.trace.push("step")
         ahead = state[:, 2].copy()
-        for prompt, taker in zip(pool, ranks):
-            ahead[taker] += prompts.lengths[prompt]
+        for task, taker in zip(pool.take(len(ranks)), ranks):
+            ahead[taker] += len(task.tokens)
             if taker == rank:
-                sequences.admit(prompt, prompts[prompt])
-        pool = pool[len(ranks):]
+                sequences.admit(*task)
         batches = split(sequences.batch(), turns.parts(min(int(ahead.max()), sequences.max_tokens)))
         outcomes = turns.schedule([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock,
                               segments.watch.idle, segments.watch.attend)
@@ -68,5 +92,5 @@ def generate(vote: Vote, rank: int, prompts: Prompts, pool: ListOf[int], sequenc
         traffic, end = clock.read_traffic(), time.perf_counter()
         clock.trace.pop("step", "step", begin, end, rows=rows)
         record.add(answers, np.sum([outcome.load for outcome in outcomes], axis=0), traffic,
-                   StepTime(step, rows, chosen, end - begin, clock.read(), traffic.total()))
-        step += 1
+                   StepTime(step, rows, chosen, end - begin, clock.read(), traffic.total()), sequences.begun)
+        step, longest = step + 1, max(longest, time.perf_counter() - begin)

@@ -11,7 +11,8 @@ import numpy as np
 from hpcmoe import paths
 from hpcmoe.config import Job
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import parts, place, results, trace
+from hpcmoe.files import begun, parts, place, results, trace
+from hpcmoe.types import Begun
 
 
 @dataclass(frozen=True)
@@ -24,28 +25,45 @@ class Left:
     """the number of the next attempt"""
     done: np.ndarray
     """`[n]` int64 ascending: rows of the prompts that are answered in parts"""
+    begun: tuple[Begun, ...] = ()
+    """answers to others that have begun"""
+    damaged: tuple[tuple[Path, str], ...] = ()
+    """parts that are not whole, and what is wrong with each"""
+    versions: frozenset[str] = frozenset()
+    """of what computed the answers"""
 
     def words(self) -> str:
         """The same for a person."""
         if self.finished:
             return "finished already"
-        if len(self.done):
-            return f"unfinished: {len(self.done)} prompts are answered, a run goes on from there"
+        if len(self.done) or self.begun:
+            more = f", {len(self.begun)} more have begun" if self.begun else ""
+            return f"unfinished: {len(self.done)} prompts are answered{more}, a run goes on from there"
         return "not there yet"
 
+    def warnings(self) -> list[str]:
+        """What a run does about damage, a line each."""
+        return [f"{wrong}: left out, its prompts are answered again" for _, wrong in self.damaged]
 
-def look(job: Job, identity: str) -> Left:
-    """What is at the job's output. Changes nothing.
 
-    Raises `JobError` where the output cannot be written, or is not this job's or damaged; `InputError` where a part is.
+def look(job: Job, identity: str, vocabulary: int) -> Left:
+    """What is at the output of a job whose model has so many tokens. Changes nothing.
+
+    Raises `JobError` where the output cannot be written, or is not this job's or damaged; `InputError` where a part
+    cannot be read.
     """
     output = check_place(job)
     try:
         finished = results.is_finished(output, identity)
     except InputError as error:
         raise JobError(f"the output is damaged: {error}; --overwrite replaces it") from None
-    attempt, done = (0, np.empty(0, np.int64)) if finished else parts.finished(output, identity)
-    return Left(finished, attempt, done)
+    if finished:
+        return Left(True, 0, np.empty(0, np.int64))
+    earlier = parts.finished(output, identity)
+    answered = set(earlier.done.tolist())
+    started = tuple(b for b in begun.gather(output, identity)
+                    if b.prompt not in answered and begun.fits(b, vocabulary, job.generate.max_new_tokens))
+    return Left(False, parts.next_attempt(output), earlier.done, started, earlier.damaged, earlier.versions)
 
 
 def check_place(job: Job) -> Path:
@@ -66,9 +84,13 @@ def clear(job: Job) -> None:
 
 
 def tidy(job: Job, left: Left) -> None:
-    """Removes what is of no more use: parts of finished results, and files that a dead process began."""
+    """Removes what is of no more use: parts of finished results, and files that a dead process began. Sets damaged
+    parts aside. Raises `JobError`."""
     output = Path(job.output)
     for path in (output, trace.beside(output)):
         place.sweep(path)
     if left.finished:
-        parts.remove(output)
+        return parts.remove(output)
+    parts.sweep(output)
+    for path, _ in left.damaged:
+        parts.set_aside(path)

@@ -1,25 +1,28 @@
-"""What a rank has finished and not committed yet."""
+"""What a rank has done and not committed yet."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from hpcmoe.files import parts
+from hpcmoe.files import begun, parts
 from hpcmoe.files.parts import Part, Provenance
 from hpcmoe.traffic import Traffic
-from hpcmoe.types import Answer, StepTime
+from hpcmoe.types import Answer, Begun, StepTime
 
 
 class Record:
-    """Gathers answers, loads, traffic and step times; commits them as a part every `every` seconds. Local."""
+    """Gathers answers, loads, traffic and step times; commits them as a part every `every` seconds, and beside it the
+    answers that have begun. Local."""
 
     def __init__(self, output: Path, attempt: int, rank: int, origin: Provenance, every: float,
-                 shape: tuple[int, int]) -> None:
-        """`shape` is that of the loads, (L, E)."""
+                 shape: tuple[int, int], check: Callable[[], None]) -> None:
+        """`shape` is that of the loads, (L, E); `check` raises where nothing may be written any more."""
         self._output, self._attempt, self._rank, self._origin = output, attempt, rank, origin
-        self._every, self._shape, self._sequence = every, shape, 0
+        self._every, self._shape, self._check, self._sequence = every, shape, check, 0
+        self._begun: Path | None = None
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -28,18 +31,29 @@ class Record:
         self._load, self._traffic = np.zeros(self._shape, np.int64), Traffic.none(self._shape[0])
         self._since = time.monotonic()
 
-    def add(self, answers: Sequence[Answer], load: np.ndarray, traffic: Traffic, step: StepTime) -> None:
-        """Takes up one step; load is `[L, E]` int64, traffic `[L]`."""
+    def add(self, answers: Sequence[Answer], load: np.ndarray, traffic: Traffic, step: StepTime,
+            unfinished: Callable[[], Sequence[Begun]]) -> None:
+        """Takes up one step; load is `[L, E]` int64, traffic `[L]`; `unfinished` tells the answers that have begun."""
         self._answers += answers
         self._steps.append(step)
         self._load += load
         self._traffic += traffic
-        if self._answers and time.monotonic() - self._since >= self._every:
-            self.commit()
+        if (self._answers or self._every) and time.monotonic() - self._since >= self._every:
+            self.commit(unfinished())
 
-    def commit(self) -> None:
-        """Writes what there is as a part. Raises `JobError` where that cannot be done."""
+    def commit(self, unfinished: Sequence[Begun]) -> None:
+        """Writes what there is as a part, and the answers that have begun. Raises `JobError` where that cannot be done.
+
+        A process that dies in between leaves the finished ones in both: the part counts.
+        """
+        self._check()
         part = Part(tuple(self._answers), self._load, tuple(self._steps), self._attempt, self._traffic)
         parts.write(self._output, self._attempt, self._rank, self._sequence, part, self._origin)
+        before, self._begun = self._begun, None
+        if unfinished:
+            self._begun = begun.write(self._output, self._attempt, self._rank, self._sequence, unfinished, self._origin)
+        if before:
+            with suppress(OSError):  # then it stays until the job is done
+                before.unlink()
         self._sequence += 1
         self._begin_anew()

@@ -19,15 +19,22 @@ T = TypeVar("T", int, str)
 
 VERSION = 1
 """`format_version` of every layout; a reader refuses a newer one."""
+NEWER = ": update hpcmoe"
+"""How an error ends that says so."""
 OURS = "hpcmoe-"
 """How the attribute `format` of our files begins; the layout follows."""
 KINDS = {np.integer: "whole numbers", np.floating: "floating-point numbers", str: "strings"}
 """What a dataset may be asked to hold."""
 
 
+class Damaged(InputError):
+    """A file that was cut off, or whose content is not what its writer put there."""
+
+
 @contextmanager
 def reading(path: Path, layout: str | None = None) -> Iterator[h5py.File]:
-    """`path` open for reading, checked to be of `layout` ("model", "prompts", "results"). Raises `InputError`.
+    """`path` open for reading, checked to be of `layout` ("model", "prompts", "results"). Raises `InputError`,
+    `Damaged` where it is no whole HDF5 file.
 
     No file lock is taken: many ranks read one file, and some parallel file systems have no locks.
     """
@@ -39,7 +46,7 @@ def reading(path: Path, layout: str | None = None) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise InputError(f"{what} {path} {_broken(error)}") from None
+        raise Damaged(f"{what} {path} {_broken(error)}") from None
     with file:
         check_marks(file, path, layout)
         yield file
@@ -62,7 +69,7 @@ def check_marks(file: h5py.File, path: Path, layout: str | None) -> None:
         raise InputError(f"{path} is a {layout_of(file)} file where a {layout} file is expected")
     version = attribute(file, "format_version", path, int)
     if version > VERSION:
-        raise InputError(f"{path} has format version {version}, this hpcmoe reads up to {VERSION}: update hpcmoe")
+        raise InputError(f"{path} has format version {version}, this hpcmoe reads up to {VERSION}{NEWER}")
 
 
 def layout_of(file: h5py.File) -> str:

@@ -2,7 +2,8 @@
 
 `out.h5.parts/ATTEMPT-RANK-SEQ.h5` holds whole prompts in the layout of results.h5, and this rank's share
 of the loads, step times and traffic. It appears by a rename, so a job that is killed leaves only whole parts,
-and a resumed job leaves out the prompts that are in them.
+and a resumed job leaves out the prompts that are in them. A part that the file system cut off all the same costs its
+own prompts: it is set aside, and they are answered again. `files.begun` lies beside the parts.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import h5, traffic, vet
+from hpcmoe.files.h5 import Damaged
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import STAGES, Answer, StepTime
 
@@ -64,9 +66,14 @@ def files(output: Path) -> list[Path]:
     return sorted(folder(output).glob("[0-9]*-*-*.h5"))
 
 
+def stem(attempt: int, rank: int, sequence: int) -> str:
+    """Of a file's name."""
+    return f"{attempt:04d}-{rank:05d}-{sequence:06d}"
+
+
 def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, origin: Provenance) -> Path:
     """Commits a part. Raises `JobError` where it cannot be written."""
-    path = folder(output) / f"{attempt:04d}-{rank:05d}-{sequence:06d}.h5"
+    path = folder(output) / f"{stem(attempt, rank, sequence)}.h5"
     with h5.writing(path, "part") as file:
         origin.stamp(file)
         file.attrs["attempt"] = attempt
@@ -97,11 +104,14 @@ def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:
 
 
 def read(path: Path) -> Part:
-    """The part in `path`. Raises `InputError`."""
+    """The part in `path`. Raises `InputError`, `Damaged` where it is one of ours but not whole."""
     with h5.reading(path, "part") as file:
-        load = take_load(file, path)
-        return Part(tuple(take_answers(file, path)), load, _take_steps(file, path),
-                    h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path))
+        try:
+            load = take_load(file, path)
+            return Part(tuple(take_answers(file, path)), load, _take_steps(file, path),
+                        h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path))
+        except InputError as error:
+            raise Damaged(str(error)) from None
 
 
 def take_load(file: h5py.File, path: Path) -> np.ndarray:
@@ -136,30 +146,88 @@ def take_answers(file: h5py.File, path: Path) -> list[Answer]:
     return [Answer(int(number), tokens[part], logprobs[part], why) for number, part, why in zip(prompt, parts, stop)]
 
 
-def finished(output: Path, identity: str) -> tuple[int, np.ndarray]:
-    """The next attempt's number, and the prompts that earlier attempts finished, `[n]` int64 ascending.
+@dataclass(frozen=True)
+class Finished:
+    """What earlier attempts finished."""
 
-    Raises `JobError` where the parts belong to another job.
+    done: np.ndarray
+    """`[n]` int64 ascending: rows of the prompts"""
+    damaged: tuple[tuple[Path, str], ...]
+    """parts that are not whole, and what is wrong with each"""
+    versions: frozenset[str]
+    """of what computed the others; see `Provenance`"""
+
+
+def finished(output: Path, identity: str) -> Finished:
+    """What is in the parts of `output`.
+
+    Reads all parts through: what is in them must be there when the results are packed. Raises `JobError` where the
+    parts belong to another job, `InputError` where one cannot be read, or by a newer version only.
     """
-    attempt, done = 0, [np.empty(0, np.int64)]
+    done, damaged, versions = [np.empty(0, np.int64)], [], set()
     for path in files(output):
-        vet.check(path, "part")
-        with h5.reading(path, "part") as file:
-            if h5.attribute(file, "identity", path, str) != identity:
-                raise JobError(f"{folder(output)} holds parts of another job: give --overwrite to throw them away, "
-                               "or another output")
-            attempt = max(attempt, h5.attribute(file, "attempt", path, int) + 1)
-            done.append(h5.take(file, "prompt", path, np.integer, 1))
-    return attempt, np.sort(np.concatenate(done))
+        try:
+            look_through(path, "part")
+            with h5.reading(path, "part") as file:
+                check_identity(file, path, output, identity)
+                versions.add(str(file.attrs.get("versions", "")))
+            done.append(np.array([answer.prompt for answer in read(path).answers], np.int64))
+        except Damaged as damage:
+            damaged.append((path, str(damage).partition(": copy or make")[0].partition(": make the file")[0]))
+    return Finished(np.sort(np.concatenate(done)), tuple(damaged), frozenset(versions))
+
+
+def look_through(path: Path, layout: str) -> None:
+    """Raises `Damaged` where `vet.check` finds something wrong with a file, but that a newer version wrote it."""
+    try:
+        vet.check(path, layout)
+    except InputError as error:
+        if str(error).endswith(h5.NEWER):
+            raise
+        raise Damaged(str(error)) from None
+
+
+def check_identity(file: h5py.File, path: Path, output: Path, identity: str) -> None:
+    """Raises `JobError` where a file among the parts of `output` is another job's, `Damaged` where it does not tell."""
+    if "identity" not in file.attrs:
+        raise Damaged(f"{path}: attribute identity is missing")
+    if h5.attribute(file, "identity", path, str) != identity:
+        raise JobError(f"{folder(output)} holds parts of another job: give --overwrite to throw them away, "
+                       "or another output")
+
+
+def next_attempt(output: Path) -> int:
+    """The number of the next attempt: above those of all files that earlier ones left, damaged ones too."""
+    names = [path.name.removeprefix("begun-") for path in folder(output).glob("*[0-9]-*-*.h5*") if path.name[0] != "."]
+    return max((int(name.split("-")[0]) + 1 for name in names if name.split("-")[0].isdigit()), default=0)
+
+
+def set_aside(path: Path) -> Path:
+    """Takes a damaged part from among the parts -> its new name. Raises `JobError`."""
+    aside = path.with_name(path.name + ".damaged")
+    try:
+        path.replace(aside)
+    except OSError as error:
+        raise JobError(f"{path} is damaged and cannot be set aside: {error.strerror or error}") from None
+    return aside
+
+
+def sweep(output: Path) -> None:
+    """Removes what writers of parts left unfinished. For the only job that is at this output."""
+    for path in folder(output).glob(".*[0-9]-*-*.h5.*.tmp"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def remove(output: Path) -> None:
-    """Deletes the parts of `output`, and their folder where nothing else is in it.
+    """Deletes the parts of `output` and all that belongs to them, and their folder where nothing else is in it.
 
     What cannot be deleted stays: a run has its results by then, or will find those parts.
     """
-    for path in (*files(output), *folder(output).glob(".[0-9]*-*-*.h5.*.tmp")):
-        with suppress(OSError):
-            path.unlink()
+    sweep(output)
+    for pattern in ("[0-9]*-*-*.h5", "begun-[0-9]*-*-*.h5", "[0-9]*-*-*.h5.damaged"):
+        for path in folder(output).glob(pattern):
+            with suppress(OSError):
+                path.unlink()
     with suppress(OSError):
         folder(output).rmdir()

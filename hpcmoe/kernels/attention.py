@@ -6,6 +6,8 @@ from hpcmoe.kernels import rows
 
 BLOCK = 1 << 22
 """Scores that are held at once."""
+SHORT = 8
+"""Tokens of a span up to which a device decodes each by itself: its kernels for more work on whole blocks."""
 
 
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:

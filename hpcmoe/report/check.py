@@ -13,6 +13,7 @@ from hpcmoe.engine import inputs, output
 from hpcmoe.engine.fit import Fit, advice, fit, largest
 from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, place, plan_memory, plan_sizes
 from hpcmoe.errors import JobError
+from hpcmoe.files import lock
 from hpcmoe.report import text
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Placement
@@ -39,10 +40,15 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
         read = inputs.read(job)
         model, lengths = read.model.spec, read.prompts.lengths[read.rows]
         found = _fit(model, job, lengths, place(model, ranks), limit)
-        left = output.look(job, read.identity(job))
+        left = output.look(job, read.identity(job), model.vocabulary)
         out.print(f"{path}: nothing wrong was found\n  model    {job.model} ({model.name})\n"
                   f"  prompts  {len(lengths)}, {lengths.min()} to {lengths.max()} tokens\n"
                   f"  output   {job.output}, {left.words()}")
+        for line in left.warnings():
+            out.print(f"  warning  {line}")
+        if holder := lock.read(lock.beside(Path(job.output))):
+            dead = lock.lives(holder) is False
+            out.print(f"  lock     of {holder}" + (", which is gone: a run takes it over" if dead else ""))
         more = f"schedule.max_sequences = {found.most}"
     out.print(_layout(model, found.sizes, ranks))
     where = "on a CPU, where weights are float32" if limit is None else "on its GPU, bfloat16"

@@ -33,7 +33,7 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
     from hpcmoe.bench import cuts  # start MPI
     from hpcmoe.bench import probe as bench
     from hpcmoe.engine import ways
-    from hpcmoe.engine.job import versions
+    from hpcmoe.engine.versions import versions
     from hpcmoe.exchange import tune
     launch.check_gpus(world)
     job, model, most, target = launch.on_root(world, lambda: _read(path, overrides, output, world.size))

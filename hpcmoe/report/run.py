@@ -6,27 +6,36 @@ from pathlib import Path
 import numpy as np
 
 from hpcmoe import config, launch
+from hpcmoe.errors import CHECKPOINTED
 from hpcmoe.files import h5, results
+from hpcmoe.notice import Notice
 from hpcmoe.report import text
 from hpcmoe.report.show import print_load, print_traffic, speed_line, was_scored
 
 
 def run(path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool) -> int:
     """Runs a job on all ranks; returns the exit code. Collective."""
-    world = launch.start(config.device(path, overrides))
-    return launch.guarded(world, lambda: _run(world, path, overrides, overwrite, traced))
+    notice = Notice()
+    launch.end_with_launcher()
+    with notice.listening():  # before MPI starts: whoever is told to end while the job begins must not die of it
+        world = launch.start(config.device(path, overrides))
+        return launch.guarded(world, lambda: _run(world, path, overrides, overwrite, traced, notice))
 
 
-def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool) -> None:
+def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool,
+         notice: Notice) -> int:
     launch.check_gpus(world)
     job = launch.on_root(world, lambda: config.load(path, overrides))
     if world.rank == 0:
         print(roll(world), file=sys.stderr, flush=True)
     from hpcmoe.engine import job as life
-    worked = life.run(world, job, overwrite, traced)
+    end = life.run(world, job, overwrite, traced, notice)
+    if end is life.End.CHECKPOINTED:
+        return CHECKPOINTED
     if world.rank == 0:
-        output = Path(job.output)
-        print(summary(output) if worked else f"{output} is finished already; --overwrite runs the job again")
+        output, done = Path(job.output), end is life.End.DONE
+        print(summary(output) if done else f"{output} is finished already; --overwrite runs the job again")
+    return 0
 
 
 def roll(world: launch.World) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hpcmoe import spec
 from hpcmoe.errors import InputError, visible
-from hpcmoe.files import exchange, h5, parts, probe, prompts, results, vet
+from hpcmoe.files import begun, exchange, h5, parts, probe, prompts, results, vet
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
 from hpcmoe.report import bench_exchange, text
@@ -30,8 +30,8 @@ def show(path: Path, limit: int) -> None:
     vet.check(path)
     with h5.reading(path) as file:
         layout = h5.layout_of(file)
-    pages = {"model": _model, "prompts": _prompts, "results": _results, "part": _results, "exchange": _exchange,
-             "probe": _probe}
+    pages = {"model": _model, "prompts": _prompts, "results": _results, "part": _results, "begun": _begun,
+             "exchange": _exchange, "probe": _probe}
     if layout not in pages:
         raise InputError(f"{path} is a {layout} file, which this hpcmoe cannot show: update hpcmoe")
     pages[layout](text.console(), path, limit)
@@ -105,6 +105,16 @@ def _answers(out: Console, file: h5py.File, path: Path, limit: int) -> None:
     _rest(out, len(found), limit)
     if not math.isnan(perplexity(found)):
         out.print(f"Perplexity of all tokens {perplexity(found):.4f}")
+
+
+def _begun(out: Console, path: Path, limit: int) -> None:
+    with h5.reading(path, "begun") as file:
+        _head(out, file, path)
+    found = begun.read(path)
+    out.print(f"answers that have begun, and go on in another run: {len(found)}")
+    for one in found[:limit]:
+        _entry(out, f"prompt {one.prompt}", f"{text.plural(len(one.tokens), 'token')} so far", str(one.tokens.tolist()))
+    _rest(out, len(found), limit)
 
 
 def perplexity(found: Sequence[Answer]) -> float:

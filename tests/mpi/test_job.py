@@ -1,5 +1,6 @@
 """Whole jobs on real ranks, from prompts.h5 to results.h5, against the slow oracle."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from mpi4py import MPI
 
 from hpcmoe import config, launch, reference, tables
 from hpcmoe.engine import job as life
-from hpcmoe.files import parts, prompts, results
+from hpcmoe.files import begun, parts, prompts, results
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.kernels import rows
+from hpcmoe.notice import Notice
 
 pytestmark = pytest.mark.mpi
 LENGTHS = (1, 9, 3, 17, 1, 30, 2, 2, 5, 12, 1)
@@ -43,7 +45,7 @@ def job(folder: Path, name: str, output: str, *overrides: str) -> config.Job:
     return config.load(path, settings + overrides)
 
 
-def run(comm, folder: Path, name: str, output: str, *overrides: str) -> tuple[config.Job, bool]:
+def run(comm, folder: Path, name: str, output: str, *overrides: str) -> tuple[config.Job, life.End]:
     """Runs a job on all ranks."""
     chosen = comm.bcast(job(folder, name, output, *overrides) if comm.rank == 0 else None)
     return chosen, life.run(launch.start(), chosen, overwrite=False)
@@ -108,8 +110,8 @@ def test_reproducible_jobs_have_equal_bits_at_any_number_of_ranks(comm, folder, 
 
 
 def test_the_file_tells_what_happened(comm, folder, everywhere):
-    made, worked = run(comm, folder, "tiny", "told.h5")
-    problems = [] if worked else ["nothing was done"]
+    made, end = run(comm, folder, "tiny", "told.h5")
+    problems = [] if end is life.End.DONE else [f"{end}"]
     if comm.rank == 0:
         with h5py.File(made.output) as file:
             generated = np.diff(file["tokens/offsets"]).sum()
@@ -135,9 +137,10 @@ def test_a_finished_job_is_left_alone(comm, folder, everywhere):
     run(comm, folder, "tiny", "twice.h5")
     before = (folder / "twice.h5").stat().st_mtime_ns
     comm.Barrier()
-    _, worked = run(comm, folder, "tiny", "twice.h5")
+    _, end = run(comm, folder, "tiny", "twice.h5")
     comm.Barrier()
-    everywhere(["it ran again"] if worked or (folder / "twice.h5").stat().st_mtime_ns != before else [])
+    same = end is life.End.NOTHING_TO_DO and (folder / "twice.h5").stat().st_mtime_ns == before
+    everywhere([] if same else ["it ran again"])
 
 
 def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
@@ -161,6 +164,42 @@ def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
                 problems.append("answered prompts were computed again")
             if set(file["timings/attempt"][:]) != {1}:
                 problems.append(f"attempts {file['timings/attempt'][:]}")
+    everywhere(problems)
+
+
+class After(Notice):
+    """Has a reason to end, on one rank, after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def reason(self, ahead: float = 0.0) -> int:
+        self.left -= 1
+        return signal.SIGUSR1 if self.left < 0 else 0
+
+
+@pytest.mark.parametrize("mode", ["generate", "score"])
+def test_a_job_that_is_told_to_end_goes_on_and_comes_to_the_same_bits(comm, folder, everywhere, mode):
+    """Again and again, on all ranks and then on rank 0 alone, in other steps and ways."""
+    settings = (f"mode={mode}", "compute.reproducible=true", "generate.temperature=1.0")
+    whole, _ = run(comm, folder, "tiny", f"undisturbed-{mode}.h5", *settings)
+    alone = replace(launch.start(), comm=MPI.COMM_SELF, size=1, rank=0, nodes=(0,))
+    ends, saved = [], 0
+    for steps, slots, (schedule, exchange) in zip((3, 2, 4, 1), (2, 1, 3, 2), WAYS):
+        ways = (f"schedule.mode={schedule}", f"exchange.mode={exchange}", f"schedule.max_sequences={slots}")
+        again = comm.bcast(job(folder, "tiny", f"disturbed-{mode}.h5", *settings, *ways) if comm.rank == 0 else None)
+        told = After(steps if comm.rank == comm.size - 1 else 10**6)
+        ends.append(life.run(launch.start(), again, overwrite=False, notice=told))
+        saved += len(begun.files(Path(again.output)))
+        comm.Barrier()
+    problems = [] if life.End.CHECKPOINTED in ends and (saved or mode == "score") else [f"{ends}, {saved} files"]
+    if comm.rank == 0:
+        life.run(alone, again, overwrite=False)
+        bits = [[(t, np.array(p, np.float32).tobytes()) for t, p in read(made.output)] for made in (whole, again)]
+        problems += ["other bits"] if bits[0] != bits[1] else []
+        problems += [f"left: {path}" for path in folder.glob(f"disturbed-{mode}.h5?*")]
+    rows.compute_alone(False)
     everywhere(problems)
 
 

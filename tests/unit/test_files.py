@@ -93,12 +93,14 @@ class TestParts:
         put_part(output, 0, 0, 0, [answer(4, 1), answer(0, 2)])
         put_part(output, 0, 1, 0, [])
         put_part(output, 2, 0, 0, [answer(3, 1)])
-        attempt, done = parts.finished(output, "job A")
-        assert (attempt, done.tolist()) == (3, [0, 3, 4])
+        found = parts.finished(output, "job A")
+        assert (parts.next_attempt(output), found.done.tolist(), found.damaged) == (3, [0, 3, 4], ())
+        assert found.versions == {"hpcmoe test"}
 
     def test_nothing_is_finished_where_nothing_is(self, tmp_path):
-        attempt, done = parts.finished(tmp_path / "o.h5", "job A")
-        assert attempt == 0 and len(done) == 0 and done.dtype == np.int64
+        found = parts.finished(tmp_path / "o.h5", "job A")
+        assert parts.next_attempt(tmp_path / "o.h5") == len(found.done) == len(found.damaged) == 0
+        assert found.done.dtype == np.int64
 
     def test_parts_of_another_job_are_refused_and_left_alone(self, tmp_path):
         path = put_part(tmp_path / "o.h5", 0, 0, 0, [answer(0, 1)])
@@ -106,17 +108,32 @@ class TestParts:
             parts.finished(tmp_path / "o.h5", "job B")
         assert path.exists()
 
-    def test_a_truncated_part_is_named(self, tmp_path):
-        path = put_part(tmp_path / "o.h5", 0, 0, 0, [answer(0, 1)])
-        path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(InputError, match=path.name):
-            parts.finished(tmp_path / "o.h5", "job A")
+    @pytest.mark.parametrize("length", [0, 7, 100, 2000, -1])
+    def test_a_truncated_part_is_named_and_costs_its_own_prompts(self, length, tmp_path):
+        output = tmp_path / "o.h5"
+        put_part(output, 0, 0, 0, [answer(2, 1)])
+        path = put_part(output, 3, 1, 0, [answer(0, 1)])
+        path.write_bytes(path.read_bytes()[:length])
+        found = parts.finished(output, "job A")
+        (wrong, why), = found.damaged
+        assert found.done.tolist() == [2] and wrong == path and path.name in why
+        assert parts.set_aside(path).name == path.name + ".damaged" and len(parts.files(output)) == 1
+        assert parts.next_attempt(output) == 4, "the number is not taken again"
+        parts.remove(output)
+        assert not parts.folder(output).exists()
 
-    @pytest.mark.parametrize("name", ["identity", "attempt"])
-    def test_a_part_without_its_attribute_is_named(self, name, tmp_path):
+    @pytest.mark.parametrize("name", ["identity", "attempt", "tokens", "stop"])
+    def test_a_part_that_lacks_something_is_damaged(self, name, tmp_path):
         path = put_part(tmp_path / "o.h5", 0, 0, 0, [answer(0, 1)])
-        damage(path, lambda file: file.attrs.__delitem__(name))
-        with pytest.raises(InputError, match=name):
+        damage(path, lambda file: (file.attrs if name in file.attrs else file).__delitem__(name))
+        found = parts.finished(tmp_path / "o.h5", "job A")
+        (wrong, why), = found.damaged
+        assert wrong == path and name in why and not len(found.done)
+
+    def test_a_part_of_a_newer_version_is_not_set_aside(self, tmp_path):
+        path = put_part(tmp_path / "o.h5", 0, 0, 0, [answer(0, 1)])
+        damage(path, lambda file: file.attrs.__setitem__("format_version", 99))
+        with pytest.raises(InputError, match="update hpcmoe"):
             parts.finished(tmp_path / "o.h5", "job A")
 
     @pytest.mark.parametrize("name, values", [("logprobs", [[0.5]]), ("stop", ["eos"]), ("prompt", [1])])

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"child", "errors", "paths", "tables"},
     {"config", "shard", "spec", "traffic", "types"},
-    {"array", "gpu", "launch"},
+    {"array", "gpu", "launch", "notice"},
     {"kernels", "files", "reference"},
     {"device"},
     {"model", "exchange", "placement"},

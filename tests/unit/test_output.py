@@ -12,9 +12,11 @@ from helpers import answer, job_files, origin
 from hpcmoe import config
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
+from hpcmoe.engine.versions import compare, versions
 from hpcmoe.errors import JobError
-from hpcmoe.files import parts, results
+from hpcmoe.files import begun, parts, results
 from hpcmoe.files.parts import Part
+from hpcmoe.types import Begun
 
 
 @pytest.fixture
@@ -39,7 +41,8 @@ def cut(job: Job, length: int) -> None:
 
 
 def look(job: Job) -> output.Left:
-    return output.look(job, inputs.read(job).identity(job))
+    found = inputs.read(job)
+    return output.look(job, found.identity(job), found.model.spec.vocabulary)
 
 
 class TestLook:
@@ -76,6 +79,33 @@ class TestLook:
         (tmp_path / "out.h5.parts").write_text("")
         with pytest.raises(JobError, match=r"out\.h5\.parts is not a folder"):
             look(job)
+
+
+    def test_what_has_begun_and_is_not_answered(self, job):
+        finish(job, pack=False)
+        identity = inputs.read(job).identity(job)
+        kept = [Begun(n, np.array([5, 6], np.int32), np.array([-1, -2], np.float32)) for n in (0, 1)]
+        begun.write(Path(job.output), 1, 0, 0, kept, origin(identity))
+        left = look(job)
+        assert [one.prompt for one in left.begun] == [1] and left.attempt == 2
+        assert left.words() == "unfinished: 1 prompts are answered, 1 more have begun, a run goes on from there"
+
+    def test_a_part_that_was_cut_off_is_set_aside_by_a_run_and_not_by_a_look(self, job):
+        finish(job, pack=False)
+        part, = parts.files(Path(job.output))
+        part.write_bytes(part.read_bytes()[:-1])
+        left = look(job)
+        assert not len(left.done) and part.name in left.warnings()[0] and part.exists()
+        output.tidy(job, left)
+        assert not parts.files(Path(job.output)) and part.with_name(part.name + ".damaged").exists()
+        assert look(job).attempt == 1 and not look(job).damaged
+
+
+def test_other_libraries_and_kernels_are_told_of():
+    here = versions("MPI 4")
+    assert compare([]) == compare([here]) == compare([versions("MPI 5")]) == []
+    warning, = compare([here, here.replace("numpy ", "numpy 1")])
+    assert "last bits" in warning and "numpy 1" in warning
 
 
 class TestClear:
