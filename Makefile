@@ -43,7 +43,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help run test test-unit test-mpi test-openmpi test-launch test-slurm test-long test-gpu bench-gpu bench-overlap \
-	fuzz lint clean slurm again
+	bench-commit soak fuzz lint clean slurm again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -108,6 +108,13 @@ bench-gpu: .venv/stamp ## on a GPU: kernels, steps and exchanges against their f
 
 fuzz: .venv/smollm2.gguf ## 5,000 damaged inputs of every kind; ARGS="--count 500 --seed 2", or "--only 7" for one again
 	@.venv/bin/python tests/fuzz/run.py --count 5000 $(ARGS)
+
+bench-commit: .venv/stamp ## what a checkpoint every minute costs, on NP ranks that write to build/
+	@mkdir -p build
+	@.venv/bin/mpiexec -n $(NP) .venv/bin/python tests/bench/commit.py build
+
+soak: .venv/stamp ## kills jobs 200 times, goes on with them, compares what comes of it; ARGS="--kills 50 --seed 7"
+	@.venv/bin/python tests/soak.py $(ARGS)
 
 bench-overlap: .venv/stamp ## how much of a slow exchange hides behind arithmetic, between two network namespaces; root
 	@.venv/bin/python tests/bench/overlap.py
