@@ -118,7 +118,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
     except Bad as bad:
         raise JobError(f"{path}: {bad}") from None
     if job.shard:
-        job = replace(job, output=str(shard.parse(job.shard).named(Path(job.output))))
+        part = shard.parse(job.shard)
+        job = replace(job, shard=str(part), output=str(part.named(Path(job.output))))
     if (job.compute.device, job.compute.dtype) == ("gpu", "float32"):
         raise JobError(f"{path}: compute.dtype = float32 is computed on CPUs: set compute.device = cpu, or bfloat16")
     return job

@@ -6,6 +6,12 @@ say() { echo "$(date +%FT%T) $*" >&2; }
 # begin: what every job does first
 begin() {
     # A wrong start costs a place in the queue; so what was forgotten is said in words.
+    case $RANKS_PER_NODE in
+    '' | 0 | *[!0-9]*)
+        say "RANKS_PER_NODE=$RANKS_PER_NODE in ${HPCMOE_SITE:-jobs/site.sh}: give how many ranks a node has, from 1"
+        exit 2
+        ;;
+    esac
     if [ -n "${SLURM_JOB_ID:-}" ] && ((GPUS_PER_NODE > 0 && ${SLURM_GPUS_ON_NODE:-0} < GPUS_PER_NODE)); then
         say "the job has ${SLURM_GPUS_ON_NODE:-0} GPUs on a node, site.sh says $GPUS_PER_NODE:" \
             "source it before sbatch, or give sbatch --gpus-per-node=$GPUS_PER_NODE"

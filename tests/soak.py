@@ -28,8 +28,8 @@ from launched import Running
 from models import TINY
 
 from hpcmoe import tables
-from hpcmoe.errors import CHECKPOINTED
-from hpcmoe.files import lock, prompts
+from hpcmoe.errors import CHECKPOINTED, INTERNAL
+from hpcmoe.files import lock, parts, prompts
 
 VICTIMS = {"a rank": ("KILL", "TERM", "STOP"), "the launcher": ("KILL", "TERM"), "its daemon": ("KILL", "TERM")}
 WITHIN = 15.0
@@ -154,10 +154,27 @@ class Soak:
             """Whether a rank has committed in this run."""
             return any("-99999-" not in path.name for path in set(job.parent.glob("out.h5.parts/*")) - before)
         try:
-            return running.wait(300) if quiet else self._disturb(running, seconds, stepped)
+            code = running.wait(300) if quiet else self._disturb(running, seconds, stepped)
         finally:
             if running.process.poll() is None:  # the soak itself was told to end
                 running.process.terminate()
+        self._look(job)
+        return code
+
+    def _look(self, job: Path) -> None:
+        """What runs have committed so far holds no prompt twice, and none with other bits: what packs it would hide
+        both."""
+        answers = [answer for path in parts.files(job.with_name("out.h5")) for answer in parts.read(path).answers]
+        wanted = set(self.wanted[job.parent.name])
+        self.tally.duplicated += len(answers) - len({answer.prompt for answer in answers})
+        self.tally.differing += sum((a.prompt, a.tokens.tobytes(), a.logprobs.tobytes()) not in wanted for a in answers)
+
+    def _alone(self, running: Running) -> int:
+        """The exit code of a run that came to its end before it was killed."""
+        code = running.wait(60)
+        if code:
+            self.tally.failed.append(f"ended by itself with {code}:\n{running.said[-2000:]}")
+        return code
 
     def _disturb(self, running: Running, seconds: float, stepped: Callable[[], bool]) -> int:
         """Kills a part of a run at some moment, if it lives so long; the run's exit code."""
@@ -173,20 +190,20 @@ class Soak:
         while time.monotonic() < moment and running.process.poll() is None:
             time.sleep(0.005)
         if running.process.poll() is not None or not pids or not alive(pids):
-            return running.wait(60)
+            return self._alone(running)
         return self._kill(running, pids, victim, way)
 
     def _kill(self, running: Running, pids: list[int], victim: str, way: str) -> int:
         daemons = {parent(pid) for pid in alive(pids)} - {running.process.pid, 1}
         choice = {"a rank": pids, "the launcher": [running.process.pid], "its daemon": sorted(daemons)}[victim]
         if not choice:
-            return running.wait(60)
+            return self._alone(running)
         self.segments |= {path for pid in pids for path in segments(pid)}
         begin, number = time.monotonic(), getattr(signal, f"SIG{way}")
         try:
             os.kill(self.rng.choice(choice), number)
         except ProcessLookupError:
-            return running.wait(60)
+            return self._alone(running)
         self.tally.kills[f"{way} {victim}"] += 1
         print(f"soak: {self.tally.kills.total()}: {way} {victim} of {len(pids)}; wrong so far: {self.tally.wrong}",
               file=sys.stderr, flush=True)
@@ -205,6 +222,8 @@ class Soak:
             os.kill(pid, signal.SIGKILL)
         code = running.wait(60)
         self.tally.ends[code] += 1
+        if way == "TERM" and (code == INTERNAL or "internal error" in running.said):
+            self.tally.failed.append(f"{way} {victim}: ended with {code}:\n{running.said[-2000:]}")
         if code == CHECKPOINTED and lock.beside(running.log.with_name("out.h5")).exists():
             self.tally.left.append(f"{way} {victim}: a lock after code 75")
         return code

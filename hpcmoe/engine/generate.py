@@ -33,6 +33,8 @@ class Stop:
     """answers of this run, on all ranks"""
     begun: int
     """prompts in slots, on all ranks"""
+    steps: int
+    """that were done before"""
 
 
 class Vote:
@@ -76,7 +78,7 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
             return None
         if state[:, 5].any():
             first = int(np.flatnonzero(state[:, 5])[0])
-            return Stop(first, int(state[first, 5]), int(state[:, 3].sum()), int(state[:, 1].sum()))
+            return Stop(first, int(state[first, 5]), int(state[:, 3].sum()), int(state[:, 1].sum()), step)
         clock.trace.push("step")
         ahead = state[:, 2].copy()
         for task, taker in zip(pool.take(len(ranks)), ranks):

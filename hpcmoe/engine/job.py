@@ -35,8 +35,8 @@ from hpcmoe.files.probe import Probe
 from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.files.trace import beside
 from hpcmoe.kernels.rows import compute_alone
-from hpcmoe.launch import World, on_root, together
-from hpcmoe.notice import Notice, slurm_seconds, words
+from hpcmoe.launch import Agreed, World, on_root, together
+from hpcmoe.notice import TIME, Notice, slurm_seconds, words
 from hpcmoe.types import Placement
 
 
@@ -84,6 +84,9 @@ def _run(world: World, job: Job, plan: Plan, traced: bool, notice: Notice) -> En
     recorded.write(world, beside(Path(job.output)))  # behind the results, which a full disk must not cost
     if not stop:
         return End.DONE
+    if stop.reason == TIME and not stop.steps:  # another run would come no further
+        raise Agreed(JobError.code, f"{time.monotonic() - notice.begun:.0f} s passed before the first step, and with "
+                     "them the job's time: give checkpoint.walltime, or the batch job, more", 0)
     if world.rank == 0:
         print(f"hpcmoe: rank {stop.rank}: {words(stop.reason)}; checkpointed: {len(plan.left.done) + stop.finished} of "
               f"{len(plan.inputs.rows)} prompts are answered, {stop.begun} are under way; the same command goes on",

@@ -47,8 +47,8 @@ class Record:
         A process that dies in between leaves the finished ones in both: the part counts.
         """
         self._check()
-        part = Part(tuple(self._answers), self._load, tuple(self._steps), self._attempt, self._traffic)
-        parts.write(self._output, self._attempt, self._rank, self._sequence, part, self._origin)
+        if self._steps:
+            self._write_part()
         before, self._begun = self._begun, None
         if unfinished:
             self._begun = begun.write(self._output, self._attempt, self._rank, self._sequence, unfinished, self._origin)
@@ -57,3 +57,7 @@ class Record:
                 before.unlink()
         self._sequence += 1
         self._begin_anew()
+
+    def _write_part(self) -> None:
+        part = Part(tuple(self._answers), self._load, tuple(self._steps), self._attempt, self._traffic)
+        parts.write(self._output, self._attempt, self._rank, self._sequence, part, self._origin)

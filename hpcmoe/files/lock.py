@@ -19,13 +19,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hpcmoe.errors import JobError
+from hpcmoe.errors import JobError, visible
 from hpcmoe.files import place
 
 BEAT = 10.0
 """Seconds between two heartbeats."""
 STALE = 60.0
 """Seconds after the last one that a holder counts as dead, where nothing else is known of it."""
+WATCHED = 2.5
+"""Heartbeats for which a lock is watched before it is taken over."""
 LONGEST = 1 << 14
 """Bytes that are read of a lock."""
 LOOK = 0.2
@@ -65,7 +67,10 @@ class Held:
     def check(self) -> None:
         """Raises `JobError` where another job took it over, as it would from one that seemed dead: nothing may be
         written then."""
-        found = read(self.path)
+        try:
+            found = read(self.path)
+        except OSError as error:
+            raise JobError(f"{self.path} cannot be read: {error.strerror or error}") from None
         if not found or found.token != self.token:
             raise JobError(f"this job was taken for dead, and {found or 'nobody'} has its lock {self.path} now; what "
                            "it had committed is there")
@@ -77,7 +82,8 @@ def beside(output: Path) -> Path:
 
 
 def read(path: Path) -> Holder | None:
-    """Who holds the lock at `path`; None where it is not there, or says nothing."""
+    """Who holds the lock at `path`; None where it is not there, or says nothing. Raises `OSError` where it is there and
+    cannot be read."""
     return _parse(_content(path))
 
 
@@ -85,7 +91,9 @@ def lives(holder: Holder) -> bool | None:
     """Whether a holder lives; None where only its heart tells."""
     me = _me()
     if holder.system == me.system:
-        return _started(holder.process) == holder.started
+        started = _started(holder.process)
+        hidden = started is None and place.alive(holder.process) and not Path(f"/proc/{holder.process}").exists()
+        return None if hidden else started == holder.started  # another user's, where /proc has hidepid
     return False if holder.job and holder.job == me.job and holder.restarts != me.restarts else None
 
 
@@ -97,10 +105,8 @@ def taken(output: Path) -> Iterator[Held]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         place.sweep(path)
-        while not _put(path, me):
+        while not _put(path, me) and read(path) != me:  # NFS may say of our own that it was there
             _end_or_succeed(output, path, me)
-            if read(path) == me:
-                break
     except OSError as error:
         raise place.unwritable(path, error) from None
     done = threading.Event()
@@ -111,14 +117,17 @@ def taken(output: Path) -> Iterator[Held]:
     finally:
         done.set()
         heart.join()
-        if read(path) == me:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # then it stays, and the next one sees that this process is gone
+            if read(path) == me:
+                path.unlink(missing_ok=True)
 
 
 def _end_or_succeed(output: Path, path: Path, me: Holder) -> None:
     """Takes the lock over from a dead holder, if nobody else does. Raises `JobError` where the holder lives."""
     before = _content(path)
     if before is None:
+        if path.is_symlink():
+            raise JobError(f"{path} is a link that leads nowhere: remove it")
         return
     holder = _parse(before)
     alive = lives(holder) if holder else None
@@ -129,7 +138,7 @@ def _end_or_succeed(output: Path, path: Path, me: Holder) -> None:
                        "output")
     # of those that found this very lock stale one may replace it, and only while it is still there
     claim = path.with_name(f"{path.name}.{hashlib.sha256(before).hexdigest()[:16]}")
-    if not _put(claim, me):
+    if not _put(claim, me) and read(claim) != me:
         rival = read(claim)
         if (rival and lives(rival) is False) or _age(claim) > STALE:
             claim.unlink(missing_ok=True)
@@ -162,11 +171,12 @@ def _put(path: Path, me: Holder) -> bool:
 
 
 def _stands_still(path: Path, holder: Holder | None) -> bool:
-    """Whether the file at `path` stays as it is until it is `STALE` seconds old."""
-    first, end = _stamp(path), time.monotonic() + STALE - _age(path)
-    if time.monotonic() < end:
-        print(f"hpcmoe: {holder or 'somebody'} has {path}: waiting up to {STALE:.0f} s to see whether it lives",
-              file=sys.stderr, flush=True)
+    """Whether the file at `path` stays as it is until it is `STALE` seconds old, and for more than two heartbeats: on
+    some file systems it is the hosts that say when a file was modified."""
+    first, wait = _stamp(path), max(STALE - _age(path), WATCHED * BEAT)
+    end = time.monotonic() + wait
+    print(visible(f"hpcmoe: {holder or 'somebody'} has {path}: waiting up to {wait:.0f} s to see whether it lives"),
+          file=sys.stderr, flush=True)
     while time.monotonic() < end and _stamp(path) == first:
         time.sleep(LOOK)
     return _stamp(path) == first
@@ -202,7 +212,7 @@ def _content(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             return file.read(LONGEST)
-    except OSError:
+    except FileNotFoundError:
         return None
 
 

@@ -37,12 +37,13 @@ def sweep(path: Path) -> None:
     """Removes what writers of `path` left unfinished that died on this host."""
     for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
         process = left.name.removeprefix(_prefix(path)).removesuffix(".tmp")
-        if process.isdigit() and not _alive(int(process)):
+        if process.isdigit() and not alive(int(process)):
             with suppress(OSError):  # somebody else's, or gone by now
                 left.unlink()
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether there is a process of that number on this host, anybody's."""
     try:
         with suppress(PermissionError):  # somebody else's, but alive
             os.kill(process, 0)

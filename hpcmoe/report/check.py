@@ -46,9 +46,8 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
                   f"  output   {job.output}, {left.words()}")
         for line in left.warnings():
             out.print(f"  warning  {line}")
-        if holder := lock.read(lock.beside(Path(job.output))):
-            dead = lock.lives(holder) is False
-            out.print(f"  lock     of {holder}" + (", which is gone: a run takes it over" if dead else ""))
+        if words := _lock(Path(job.output)):
+            out.print(f"  lock     {words}")
         more = f"schedule.max_sequences = {found.most}"
     out.print(_layout(model, found.sizes, ranks))
     where = "on a CPU, where weights are float32" if limit is None else "on its GPU, bfloat16"
@@ -57,6 +56,18 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
     if limit is not None:
         verdict(found, limit, gpu_memory or "", place(model, ranks).most)
         out.print(f"It fits: {text.size(found.memory.total)} of {gpu_memory}; the largest batch that does is {more}.")
+
+
+def _lock(output: Path) -> str:
+    """Who holds the output, in words; "" where nobody does."""
+    path = lock.beside(output)
+    try:
+        holder = lock.read(path)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror or error}): a run would end at once"
+    if not holder:
+        return ""
+    return f"of {holder}" + (", which is gone: a run takes it over" if lock.lives(holder) is False else "")
 
 
 def is_spec(path: Path) -> bool:

@@ -153,6 +153,13 @@ def test_a_job_ends_ahead_of_its_walltime(job):
     assert "its time is nearly over" in running.said
 
 
+def test_time_that_is_over_before_the_first_step_is_an_error(job):
+    """Code 75 would start it again and again."""
+    ended = mpiexec(2, "-m", "hpcmoe", "run", str(job), "--set", "checkpoint.walltime=0.01")
+    assert ended.returncode == 2 and "passed before the first step" in ended.stderr, ended.stderr
+    assert not parts.files(job.with_name("out.h5"))
+
+
 def test_ranks_end_with_their_launchers_daemon(job):
     """Where it is killed, nobody else can end them."""
     running = Running(RANKS, job, "--set", "generate.max_new_tokens=60")

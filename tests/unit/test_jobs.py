@@ -102,3 +102,11 @@ def test_sbatch_reads_what_site_sh_exports(site):
     run(site, "mpiexec-mpich", "job.toml")
     ended = subprocess.run(["bash", "-c", show], cwd=site, capture_output=True, text=True, env=dict(os.environ))
     assert ended.stdout.splitlines() == ["4 B:USR1@300", "4 "], ended.stderr
+
+
+def test_a_node_without_ranks_is_an_error(site):
+    """Bash would skip the command that divides by it, and the job would seem done."""
+    path = site / "jobs" / "site.sh"
+    path.write_text(re.sub(r"RANKS_PER_NODE=\S+", "RANKS_PER_NODE=0", path.read_text()))
+    ended = run(site, "pmi2-mpich", "job.toml")
+    assert ended.returncode == 2 and "RANKS_PER_NODE=0 in " in ended.stderr, ended.stderr

@@ -125,6 +125,36 @@ def test_a_lock_that_says_nothing_goes_by_its_heart(output):
         held.check()
 
 
+def test_what_cannot_be_read_is_said_at_once(output):
+    lock.beside(output).mkdir()
+    with pytest.raises(JobError, match="out.h5.lock cannot be written: Is a directory"), lock.taken(output):
+        pass
+    lock.beside(output).rmdir()
+    lock.beside(output).symlink_to("nowhere")
+    with pytest.raises(JobError, match="leads nowhere"), lock.taken(output):
+        pass
+
+
+def test_a_process_that_is_hidden_may_live(output, monkeypatch):
+    """Another user's, where /proc is mounted so: only its heart tells."""
+    holder = leave(output, process=2**22 + 1)
+    assert lock.lives(holder) is False
+    monkeypatch.setattr(lock.place, "alive", lambda process: True)
+    assert lock.lives(holder) is None
+
+
+def test_its_own_lock_is_nobody_elses(output, monkeypatch):
+    """NFS may make a link, and say that it was there."""
+    link = os.link
+
+    def link_and_complain(source, target):
+        link(source, target)
+        raise FileExistsError
+    monkeypatch.setattr(os, "link", link_and_complain)
+    with lock.taken(output) as held:
+        held.check()
+
+
 def test_a_holder_that_was_taken_for_dead_is_told(output):
     with lock.taken(output) as held:
         leave_other = json.loads(lock.beside(output).read_text()) | {"token": "other", "host": "n2"}

@@ -33,6 +33,12 @@ def test_words_that_are_no_shard(words):
         shard.parse(words)
 
 
+def test_a_shard_is_one_job_however_it_is_written(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text('model = "m.h5"\nprompts = "p.h5"\noutput = "out.h5"\n')
+    assert config.load(path, ["shard=01/08"]) == config.load(path, ["shard=1/8"])
+
+
 def test_a_shard_is_another_job_with_an_output_of_its_own(tmp_path):
     path = job_files(tmp_path, 3, 4, 5)
     whole, part = config.load(path), config.load(path, ["shard=1/2"])
