@@ -6,6 +6,7 @@ batch system started the same job again; else when the heart stands still. Only 
 so hosts may disagree about the time.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -28,6 +29,8 @@ STALE = 60.0
 """Seconds after the last one that a holder counts as dead, where nothing else is known of it."""
 WATCHED = 2.5
 """Heartbeats for which a lock is watched before it is taken over."""
+DIGITS = 16
+"""Of a claim's name."""
 LONGEST = 1 << 14
 """Bytes that are read of a lock."""
 LOOK = 0.2
@@ -107,6 +110,8 @@ def taken(output: Path) -> Iterator[Held]:
         place.sweep(path)
         while not _put(path, me) and read(path) != me:  # NFS may say of our own that it was there
             _end_or_succeed(output, path, me)
+        for claim in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * DIGITS}"):
+            claim.unlink(missing_ok=True)  # on a lock that is gone
     except OSError as error:
         raise place.unwritable(path, error) from None
     done = threading.Event()
@@ -137,7 +142,7 @@ def _end_or_succeed(output: Path, path: Path, me: Holder) -> None:
         raise JobError(f"output {output} is in use by {holder or 'another job'}: wait for its end, or give another "
                        "output")
     # of those that found this very lock stale one may replace it, and only while it is still there
-    claim = path.with_name(f"{path.name}.{hashlib.sha256(before).hexdigest()[:16]}")
+    claim = path.with_name(f"{path.name}.{hashlib.sha256(before).hexdigest()[:DIGITS]}")
     if not _put(claim, me) and read(claim) != me:
         rival = read(claim)
         if (rival and lives(rival) is False) or _age(claim) > STALE:

@@ -155,6 +155,13 @@ def test_its_own_lock_is_nobody_elses(output, monkeypatch):
         held.check()
 
 
+def test_a_claim_of_one_who_died_of_an_earlier_lock_goes(output):
+    lock.beside(output).with_name(f"out.h5.lock.{'0' * lock.DIGITS}").write_text("{}")
+    with lock.taken(output) as held:
+        held.check()
+    assert not list(output.parent.iterdir())
+
+
 def test_a_holder_that_was_taken_for_dead_is_told(output):
     with lock.taken(output) as held:
         leave_other = json.loads(lock.beside(output).read_text()) | {"token": "other", "host": "n2"}
