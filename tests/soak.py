@@ -31,13 +31,12 @@ from hpcmoe import tables
 from hpcmoe.errors import CHECKPOINTED, INTERNAL
 from hpcmoe.files import lock, parts, prompts
 
-VICTIMS = {"a rank": ("KILL", "TERM", "STOP"), "the launcher": ("KILL", "TERM"), "its daemon": ("KILL", "TERM")}
+VICTIMS = {"a rank": ("KILL", "TERM", "STOP"), "the launcher": ("KILL", "TERM"), "its daemon": ("KILL",)}
+"""MPICH's daemon takes no notice of SIGTERM."""
 WITHIN = 15.0
 """Seconds in which a job must end whose rank, launcher or daemon was killed."""
 STOPPED = 40.0
 """The same for one whose rank was stopped: others wait for it first, and ask it."""
-IGNORED = 300.0
-"""The same where it may go on to its end: MPICH's daemon takes no notice of SIGTERM."""
 JOB = """
 model = "../spec.toml"
 prompts = "../p.h5"
@@ -207,12 +206,11 @@ class Soak:
         self.tally.kills[f"{way} {victim}"] += 1
         print(f"soak: {self.tally.kills.total()}: {way} {victim} of {len(pids)}; wrong so far: {self.tally.wrong}",
               file=sys.stderr, flush=True)
-        limit = {"STOP a rank": STOPPED, "TERM its daemon": IGNORED}.get(f"{way} {victim}", WITHIN)
+        limit = STOPPED if way == "STOP" else WITHIN
         while alive([*pids, running.process.pid]) and time.monotonic() < begin + limit:
             time.sleep(0.02)
         took = time.monotonic() - begin
-        if limit < IGNORED:
-            self.tally.slowest = max(self.tally.slowest, took)
+        self.tally.slowest = max(self.tally.slowest, took)
         left = alive([*pids, *daemons, running.process.pid])
         if left and way == "STOP" and "error" not in running.said:
             self.tally.outside += 1
