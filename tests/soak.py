@@ -210,11 +210,12 @@ class Soak:
         while alive([*pids, running.process.pid]) and time.monotonic() < begin + limit:
             time.sleep(0.02)
         took = time.monotonic() - begin
-        self.tally.slowest = max(self.tally.slowest, took)
         left = alive([*pids, *daemons, running.process.pid])
-        if left and way == "STOP" and "error" not in running.said:
+        if not left:
+            self.tally.slowest = max(self.tally.slowest, took)
+        elif way == "STOP" and "error" not in running.said:
             self.tally.outside += 1
-        elif left:
+        else:
             self.tally.slow.append(f"{way} {victim}: {len(left)} processes after {took:.0f} s:\n{running.said[-2000:]}")
         for pid in left:
             os.kill(pid, signal.SIGKILL)
