@@ -127,7 +127,7 @@ def test_a_lock_that_says_nothing_goes_by_its_heart(output):
 
 def test_what_cannot_be_read_is_said_at_once(output):
     lock.beside(output).mkdir()
-    with pytest.raises(JobError, match="out.h5.lock cannot be written: Is a directory"), lock.taken(output):
+    with pytest.raises(JobError, match=r"out\.h5\.lock cannot be written: Is a directory"), lock.taken(output):
         pass
     lock.beside(output).rmdir()
     lock.beside(output).symlink_to("nowhere")
