@@ -26,7 +26,8 @@ from hpcmoe.report import text
 from hpcmoe.spec import Attention, ModelSpec, Moe
 from hpcmoe.types import STAGES, Batch, Span
 
-ROUNDS = 5
+CALM, MOST = 4, 16
+"""Rounds in which no step was faster than those before by a hundredth, after which a shape is measured; and at most."""
 WARM = 3
 """Serial steps over a fast link, whose compute time sets the slow link's rate."""
 FAST = 1e9
@@ -107,6 +108,11 @@ def step(world: launch.World, mode: str, segments: RankSegments, work: list[Batc
     return max(s for s, _ in both), sum(e for _, e in both) / len(both)
 
 
+def settled(times: list[list[float]]) -> bool:
+    """Whether the fastest step of each schedule is known; `times` in seconds, the same on all ranks."""
+    return all(len(some) >= MOST or len(some) > CALM and min(some) > 0.99 * min(some[:-CALM]) for some in times)
+
+
 def measure(world: launch.World, shape: Shape) -> tuple[Figure, float]:
     """The figure, and the link's rate in bytes/s. Collective."""
     both, work = open_both(world, shape), batches(shape)
@@ -117,7 +123,7 @@ def measure(world: launch.World, shape: Shape) -> tuple[Figure, float]:
     twohosts.shape(rate)
     step(world, "overlapped", both["overlapped"], work)
     times: dict[str, list[tuple[float, float]]] = {mode: [] for mode in both}
-    for _ in range(ROUNDS):
+    while not settled([[seconds for seconds, _ in steps] for steps in times.values()]):
         for mode, segments in both.items():
             times[mode].append(step(world, mode, segments, work))
     serial, exchange = min(times["serial"])
@@ -144,7 +150,8 @@ def page(world: launch.World) -> None:
     if world.rank == 0:
         out = text.console()
         out.print(f"{world.library}; one rank on each of two hosts, a core each, {LAYERS} layers, {MICRO_BATCHES} "
-                  f"micro-batches of T; the fastest of {ROUNDS} steps of each schedule that take turns")
+                  f"micro-batches of T; the fastest steps of each schedule, which take turns until {CALM} rounds are no "
+                  "faster")
         out.print(grid)
         print(f"hidden {100 * worst:.0f} %")
 
