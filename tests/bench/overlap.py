@@ -110,7 +110,7 @@ def step(world: launch.World, mode: str, segments: RankSegments, work: list[Batc
 
 def settled(times: list[list[float]]) -> bool:
     """Whether the fastest step of each schedule is known; `times` in seconds, the same on all ranks."""
-    return all(len(some) >= MOST or len(some) > CALM and min(some) > 0.99 * min(some[:-CALM]) for some in times)
+    return all(len(some) >= MOST or (len(some) > CALM and min(some) > 0.99 * min(some[:-CALM])) for some in times)
 
 
 def measure(world: launch.World, shape: Shape) -> tuple[Figure, float]:
@@ -150,8 +150,8 @@ def page(world: launch.World) -> None:
     if world.rank == 0:
         out = text.console()
         out.print(f"{world.library}; one rank on each of two hosts, a core each, {LAYERS} layers, {MICRO_BATCHES} "
-                  f"micro-batches of T; the fastest steps of each schedule, which take turns until {CALM} rounds are no "
-                  "faster")
+                  "micro-batches of T; the fastest step of each schedule, which take turns until "
+                  f"{CALM} rounds are no faster")
         out.print(grid)
         print(f"hidden {100 * worst:.0f} %")
 
