@@ -44,13 +44,13 @@ def options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--launch", action="store_true", help="whole jobs")
     parser.add_argument("--slurm", action="store_true", help="the job scripts, in a Slurm of their own")
     parser.add_argument("--slow", action="store_true", help="only tests marked slow, which are left out otherwise")
-    parser.add_argument("--limit", type=float, help="seconds for each run (600; with --slow 3600)")
+    parser.add_argument("--limit", type=float, help="seconds for each run (1200; with --slow 3600)")
     parser.add_argument("--python", action="append", default=[], metavar="MPI=PATH", help="of that MPI's venv")
     parser.add_argument("--mpiexec", action="append", default=[], metavar="MPI=COMMAND", help="else beside its Python")
     parser.add_argument("--tests", type=Path, default=Path(__file__).parent, help="folder with unit/, mpi/, launch/ …")
     parser.add_argument("--out", type=Path, default=Path("build/test"), help="folder for records")
     chosen, rest = parser.parse_known_args()
-    chosen.limit = chosen.limit or (3600 if chosen.slow else 600)
+    chosen.limit = chosen.limit or (3600 if chosen.slow else 1200)
     chosen.tests, chosen.out = chosen.tests.resolve(), chosen.out.resolve()
     return chosen, rest
 
