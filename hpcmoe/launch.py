@@ -34,9 +34,16 @@ INTERRUPTED = 130
 
 SEGMENT = "/dev/shm/mpich_shm_"
 """How the names of MPICH's segments begin."""
-NO_MORE_SEGMENTS = {"MPIR_CVAR_POSIX_NUM_COLLS_THRESHOLD": "1000000000"}
-"""Keeps MPICH from making others later, for blocking collectives that are called often: none is, in a step. A rank that
-is killed just then would leave their names."""
+MPI_DEFAULTS = {
+    # Keeps MPICH from making others later, for blocking collectives that are called often: none is, in a step. A rank
+    # that is killed just then would leave their names.
+    "MPIR_CVAR_POSIX_NUM_COLLS_THRESHOLD": "1000000000",
+    # Over TCP UCX hands 8 KiB to a call of the kernel; larger ones take a third of the core's time.
+    "UCX_TCP_TX_SEG_SIZE": "64k", "UCX_TCP_RX_SEG_SIZE": "256k"}
+"""What MPI libraries are told in their environment, where that does not say otherwise."""
+
+NAP = 0.001
+"""Seconds between two looks whether all ranks have come."""
 
 ORPHANED = 0.5
 """Seconds between two looks whether the launcher's process is still there."""
@@ -120,7 +127,7 @@ def start(device: str = "cpu") -> World:
     mine = gpu.take(device)
     import mpi4py
     mpi4py.rc.thread_level = "funneled"
-    os.environ.update({name: value for name, value in NO_MORE_SEGMENTS.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in MPI_DEFAULTS.items() if name not in os.environ})
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # what mpi4py raises where it finds no library
@@ -184,6 +191,13 @@ def check_gpus(world: World) -> None:
             raise Agreed(DeviceError.code, f"rank {rank} on {world.hosts[rank]}: {line}", rank)
 
 
+def meet(world: World) -> None:
+    """Returns when all ranks have come here; those that wait leave the cores to the others. Collective."""
+    request = world.comm.Ibarrier()
+    while not request.Test():
+        time.sleep(NAP)
+
+
 def on_root(world: World, work: Callable[[], T]) -> T:
     """What `work` gives on rank 0, on all ranks. Collective. Raises `Agreed` where it raised there."""
     outcome: tuple[T | None, HpcmoeError | None] = (None, None)
@@ -192,6 +206,7 @@ def on_root(world: World, work: Callable[[], T]) -> T:
             outcome = work(), None
         except HpcmoeError as error:
             outcome = None, error
+    meet(world)
     value, failure = world.comm.bcast(outcome)
     if failure is not None:
         raise Agreed(failure.code, str(failure), 0)
@@ -205,6 +220,7 @@ def together(world: World, work: Callable[[], T]) -> T:
         value = work()
     except HpcmoeError as error:
         failure = error.code, str(error)
+    meet(world)
     failures = world.comm.allgather(failure)
     failed = [rank for rank, f in enumerate(failures) if f]
     if failed:

@@ -35,7 +35,7 @@ from hpcmoe.files.probe import Probe
 from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.files.trace import beside
 from hpcmoe.kernels.rows import compute_alone
-from hpcmoe.launch import Agreed, World, on_root, together
+from hpcmoe.launch import Agreed, World, meet, on_root, together
 from hpcmoe.notice import TIME, Notice, slurm_seconds, words
 from hpcmoe.types import Placement
 
@@ -78,7 +78,7 @@ def _run(world: World, job: Job, plan: Plan, traced: bool, notice: Notice) -> En
     recorded = open_trace(world.size) if traced else Untraced()
     on_root(world, lambda: begun.settle(Path(job.output), plan.left.attempt, plan.left.begun, origin))
     stop = _answer(world, job, plan, waiting, placement, origin, recorded, notice) if len(waiting) else None
-    world.comm.Barrier()  # every part is on disk
+    meet(world)  # every part is on disk
     if not stop:
         on_root(world, lambda: _pack(job, plan, origin))
     recorded.write(world, beside(Path(job.output)))  # behind the results, which a full disk must not cost
