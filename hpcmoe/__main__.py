@@ -8,7 +8,8 @@ import click
 
 from hpcmoe import __version__
 from hpcmoe.errors import INTERNAL, HpcmoeError, JobError
-from hpcmoe.launch import INTERRUPTED, rank_by_launcher, report
+from hpcmoe.launch import INTERRUPTED
+from hpcmoe.launcher import rank_by_launcher, report
 from hpcmoe.paths import check_output
 
 FILE = click.Path(path_type=Path)

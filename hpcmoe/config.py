@@ -57,6 +57,9 @@ class Checkpoint:
     every: float = key(300.0, help="seconds between commits; 0 = behind each step that answers a prompt", least=0)
     walltime: float = key(0.0, help="seconds that the job may take: ahead of their end it commits all and ends with "
                                     "code 75; 0 = those of the Slurm job around it, without one no limit", least=0)
+    on_failure: str = key("requeue", help="what the other ranks do when one dies, under Open MPI's mpirun --with-ft "
+                                          "ulfm: commit all and end with code 75, or take over its experts and go on",
+                          choices=("requeue", "shrink"))
 
 
 @dataclass(frozen=True)

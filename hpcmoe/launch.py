@@ -3,31 +3,25 @@
 Nothing here runs before a verb needs it, so `--help` and `check` work where MPI does not.
 """
 
-import fcntl
 import os
-import stat
 import sys
-import termios
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from hpcmoe import gpu
-from hpcmoe.errors import INTERNAL, DeviceError, HpcmoeError, visible
+from hpcmoe import gpu, ulfm
+from hpcmoe.errors import INTERNAL, DeviceError, HpcmoeError
 from hpcmoe.gpu import Gpu
+from hpcmoe.launcher import be_heard, check_launch, report, tasks_by_launcher
 
 T = TypeVar("T")
 
 Idle = Callable[[], None]
 """What a rank does between two looks at a request that is not complete."""
-
-HEARD = 2.0
-"""Seconds that a rank waits, before it ends the job, until its last words have left it."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -42,14 +36,13 @@ MPI_DEFAULTS = {
     "UCX_TCP_TX_SEG_SIZE": "64k", "UCX_TCP_RX_SEG_SIZE": "256k"}
 """What MPI libraries are told in their environment, where that does not say otherwise."""
 
+LEAVING = 60.0
+"""Seconds until all ranks have heard that one ends the job, or died."""
+_survivors: Any = None
+"""The communicator of those that live, once a rank died."""
+
 NAP = 0.001
 """Seconds between two looks whether all ranks have come."""
-
-ORPHANED = 0.5
-"""Seconds between two looks whether the launcher's process is still there."""
-
-RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-"""Where launchers leave a process's rank."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +77,10 @@ class World:
 class Agreed(Exception):
     """A failure that all ranks know of. One of them reports it, all end with its code."""
 
-    def __init__(self, code: int, line: str, reporter: int) -> None:
+    def __init__(self, code: int, line: str, mine: bool) -> None:
+        """`mine` is whether this rank reports it."""
         super().__init__(line)
-        self.code, self.line, self.reporter = code, line, reporter
+        self.code, self.line, self.mine = code, line, mine
 
 
 def spin() -> None:
@@ -96,27 +90,6 @@ def spin() -> None:
 def rest() -> None:
     """Give the core away first: for ranks that outnumber the cores."""
     time.sleep(0)
-
-
-def rank_by_launcher() -> int:
-    """This process's rank as its launcher says, before MPI is started; 0 without a launcher."""
-    return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
-
-
-def tasks_by_launcher() -> int:
-    """How many processes the launcher started, as it says itself; 1 without a launcher.
-
-    mpiexec and mpirun are asked first: inside a Slurm job their processes inherit Slurm's variables.
-    """
-    names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 1)
-
-
-def check_launch(size: int, tasks: int, library: str) -> None:
-    """Raises `DeviceError` where MPI sees one rank of many: each would do the whole job, silently."""
-    if size == 1 and tasks > 1:
-        raise DeviceError(f"{tasks} tasks were started but MPI sees 1: use srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open "
-                          f"MPI), or the mpiexec of this MPI ({library})")
 
 
 def start(device: str = "cpu") -> World:
@@ -188,7 +161,7 @@ def check_gpus(world: World) -> None:
     for rank, found in enumerate(world.gpus):
         if found.failure or (some and not found.address):
             line = found.failure or "it has no GPU, others have: give every rank one, or set compute.device = cpu"
-            raise Agreed(DeviceError.code, f"rank {rank} on {world.hosts[rank]}: {line}", rank)
+            raise Agreed(DeviceError.code, f"rank {rank} on {world.hosts[rank]}: {line}", rank == world.rank)
 
 
 def meet(world: World) -> None:
@@ -209,7 +182,7 @@ def on_root(world: World, work: Callable[[], T]) -> T:
     meet(world)
     value, failure = world.comm.bcast(outcome)
     if failure is not None:
-        raise Agreed(failure.code, str(failure), 0)
+        raise Agreed(failure.code, str(failure), world.rank == 0)
     return value
 
 
@@ -226,7 +199,7 @@ def together(world: World, work: Callable[[], T]) -> T:
     if failed:
         code, line = failures[failed[0]]
         alone = "" if len(failed) == world.size else f"rank {failed[0]} on {world.hosts[failed[0]]}: "
-        raise Agreed(code, alone + line, failed[0])
+        raise Agreed(code, alone + line, failed[0] == world.rank)
     return value  # type: ignore[return-value]
 
 
@@ -236,7 +209,7 @@ def guarded(world: World, work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except Agreed as agreed:
-        if world.rank == agreed.reporter:
+        if agreed.mine:
             report(agreed.line)
         return agreed.code
     except HpcmoeError as error:
@@ -249,52 +222,42 @@ def guarded(world: World, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         report("interrupted")
         end_all(world, INTERRUPTED)
-    except BaseException:  # whatever it is, the other ranks must not wait for this one
+    except BaseException as error:  # whatever it is, the other ranks must not wait for this one
+        if ulfm.tells_of_death(error):
+            leave(world)
         print(f"hpcmoe: internal error on rank {world.rank} of {world.size}, host {world.hosts[world.rank]}:\n"
               + traceback.format_exc(), file=sys.stderr, end="", flush=True)
         end_all(world, INTERNAL)
-
-
-def end_with_launcher() -> None:
-    """Ends this process soon after the launcher's that started it, where one did.
-
-    A launcher that is killed, or its daemon on this node, cannot end its ranks; they would go on, or wait for ever.
-    """
-    if not any(os.environ.get(name, "").isdigit() for name in RANK_VARIABLES):
-        return
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(ORPHANED)
-        try:
-            report(f"rank {rank_by_launcher()}: the launcher's process {parent} is gone")
-        finally:  # nobody may be there to read it
-            os._exit(DeviceError.code)
-    threading.Thread(target=watch, name="hpcmoe-launcher", daemon=True).start()
-
-
-def report(line: str) -> None:
-    """The one line that an expected failure prints."""
-    print(f"hpcmoe: error: {visible(line)}", file=sys.stderr, flush=True)
 
 
 def end_all(world: World, code: int) -> NoReturn:
     """Ends every rank of the job with `code`: after a plain exit the others would wait for ever."""
     sys.stdout.flush()
     be_heard([1, 2])
+    if ulfm.on():
+        ulfm.end(_survivors or world.comm, code)
     world.comm.Abort(code)
     os._exit(code)
 
 
-def be_heard(files: Sequence[int]) -> None:
-    """Waits until the launcher has read what this rank wrote: what it has not when a rank aborts, it forgets."""
-    end = time.monotonic() + HEARD
-    pipes = [fd for fd in files if stat.S_ISFIFO(os.fstat(fd).st_mode)]
-    while time.monotonic() < end and any(unread(fd) for fd in pipes):
-        time.sleep(0.001)
+def leave(world: World) -> NoReturn:
+    """Ends this rank behind one that ends the job, with its code; or all of them, where one died outside of steps."""
+    comm = _survivors or world.comm
+    comm.Revoke()
+    if code := ulfm.ending(ulfm.agree(comm, ulfm.HEARD, LEAVING)):
+        os._exit(code)
+    if comm.Shrink().rank == 0:
+        report("a rank died, and not in a step: what was committed is there, the same command goes on")
+    os._exit(DeviceError.code)
 
 
-def unread(pipe: int) -> int:
-    """Bytes in a pipe that its reader has not taken."""
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+def shrink(world: World) -> tuple[World, list[int]]:
+    """The world of the ranks that live, and what they are in `world`, ascending. Collective over them."""
+    global _survivors
+    comm = _survivors = world.comm.Shrink()
+    living = comm.allgather(world.rank)
+
+    def of(all_of_them: tuple) -> tuple:
+        return tuple(all_of_them[rank] for rank in living)
+    return replace(world, comm=comm, rank=comm.rank, size=comm.size, hosts=of(world.hosts), pids=of(world.pids),
+                   nodes=number(of(world.nodes)), gpus=of(world.gpus) if world.gpus else ()), living

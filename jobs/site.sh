@@ -61,6 +61,8 @@ mpiexec-mpich)              # MPICH's own mpiexec, where Slurm has no PMI. Teste
     export SBATCH_SIGNAL=B:USR1@300
     ;;
 mpirun-openmpi)             # Open MPI's mpirun, where its Slurm has no PMIx. Tested, but for GPUs: make test-slurm
+    # Where ranks that live are to go on when one dies (checkpoint.on_failure = "shrink" in the job): (mpirun --with-ft
+    # ulfm), and OMPI_MCA_pml=ob1 below, for UCX knows of no dead ranks.
     LAUNCH=(mpirun)
     export SBATCH_SIGNAL=B:USR1@300                 # as above
     modules() {

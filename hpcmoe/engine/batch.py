@@ -59,6 +59,11 @@ class Sequences:
         return len(self._slots) - self.free
 
     @property
+    def prompts(self) -> list[int]:
+        """What is in them: rows of the prompts."""
+        return [s.prompt for s in self._slots if s]
+
+    @property
     def ahead(self) -> int:
         """Tokens that the next step may take, of all sequences."""
         return sum(s.next for s in self._slots if s)

@@ -1,7 +1,7 @@
 """On which device a rank computes: the weights and segments of a CPU, or of a GPU."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,11 +24,12 @@ class RankSegments(Segments, Protocol):
     """What `CpuSegments` and `GpuSegments` have in common."""
 
     model: ModelSpec
+    cache: Any
     clock: Clock
     watch: Watch | Unwatched
 
     def close(self) -> None:
-        """Nothing more is begun. Local."""
+        """Nothing more is begun, and what was is done. Local."""
 
     def free(self) -> None:
         """Collective."""
@@ -43,16 +44,27 @@ def load(source: Source, held: Held, dtype: np.dtype, memory: str) -> Weights:
         return weights.load(source, held, dtype, keep, bring)
 
 
+def take_over(held: Weights, source: Source, more: Sequence[int], dtype: np.dtype, memory: str) -> Weights:
+    """`held` with the experts `more` of every layer. As `load`."""
+    if memory == "host":
+        return weights.take_over(held, source, more, dtype)
+    from hpcmoe.device.weights import bringing, keep
+    with bringing(source) as bring:
+        return weights.take_over(held, source, more, dtype, keep, bring)
+
+
 def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
                   rules: Generate, dtype: np.dtype, way: Way, micro_batches: int = 1, overlapped: bool = False,
-                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> RankSegments:
+                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None,
+                  cache: Any = None) -> RankSegments:
     """The segments of this rank around the weights that it holds, with one placement for all layers.
 
-    They compute where rows are in `way.memory`; `nodes` as in `CpuSegments`. Collective over `comm`. Raises
-    `InputError` where the device cannot compute the model.
+    They compute where rows are in `way.memory`; `nodes` as in `CpuSegments`; `cache` is that of earlier segments, for
+    the same sequences. Collective over `comm`. Raises `InputError` where the device cannot compute the model.
     """
     if way.memory == "host":
         return open_on_cpu(comm, watch, model, held, placement, sizes, rules, dtype, way, micro_batches, overlapped,
-                           keep_logits, nodes, trace)
+                           keep_logits, nodes, trace, cache)
     from hpcmoe.engine.gpu import open_on_gpu
-    return open_on_gpu(comm, watch, model, held, placement, sizes, rules, way, micro_batches, keep_logits, nodes, trace)
+    return open_on_gpu(comm, watch, model, held, placement, sizes, rules, way, micro_batches, keep_logits, nodes, trace,
+                       cache)

@@ -88,7 +88,7 @@ def plan_rank(world: World, model: ModelSpec, job: Job, lengths: np.ndarray, pla
         raise Agreed(DeviceError.code, f"rank {rank} on {world.hosts[rank]}: its GPU does not hold the plan, "
                      f"{found.memory.words()}: {size(shares[rank])} are free"
                      f"{f' for each of the {sharers} ranks that share it' if sharers > 1 else ''}; "
-                     f"{advice(found.memory, shares[rank], found.most, placement.most)}", rank)
+                     f"{advice(found.memory, shares[rank], found.most, placement.most)}", rank == world.rank)
     if world.rank == 0 and found.sizes.sequences < plan_sizes(model, job, lengths, world.size).sequences:
         print(f"hpcmoe: sequences at once on each rank: {found.sizes.sequences}, as many as its GPU's memory holds",
               file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """The step loop: deal prompts, run a step, take up its tokens, until the pool is empty everywhere."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,12 +29,27 @@ class Stop:
     """the first one that had notice"""
     reason: int
     """see `Notice.reason`"""
-    finished: int
-    """answers of this run, on all ranks"""
+    waiting: int
+    """prompts that no rank has begun"""
     begun: int
     """prompts in slots, on all ranks"""
     steps: int
     """that were done before"""
+
+
+@dataclass
+class Tally:
+    """What this rank has done, whatever became of the others."""
+
+    prompts: int
+    """of the run, on all ranks"""
+    step: int = 0
+    """the number of the next one; the same on all ranks"""
+    tokens: int = 0
+    answered: list[int] = field(default_factory=list)
+    """rows of prompts"""
+    longest: float = 0.0
+    """seconds of a step"""
 
 
 class Vote:
@@ -42,13 +57,13 @@ class Vote:
 
     def __init__(self, comm, watch: Watch | Unwatched) -> None:
         self._comm, self._watch = comm.Dup(), watch
-        self._all = np.zeros((comm.size, 6), np.int64)
+        self._all = np.zeros((comm.size, 5), np.int64)
 
-    def __call__(self, free: int, active: int, ahead: int, finished: int, tokens: int, reason: int) -> np.ndarray:
-        """`[R, 6]` int64: each rank's free and taken slots, tokens ahead, answers and new tokens so far, and its reason
-        to end now (`Notice.reason`)."""
+    def __call__(self, free: int, active: int, ahead: int, tokens: int, reason: int) -> np.ndarray:
+        """`[R, 5]` int64: each rank's free and taken slots, tokens ahead, new tokens so far, and its reason to end now
+        (`Notice.reason`)."""
         self._watch.mark("vote")
-        request = self._comm.Iallgather(np.array([free, active, ahead, finished, tokens, reason], np.int64), self._all)
+        request = self._comm.Iallgather(np.array([free, active, ahead, tokens, reason], np.int64), self._all)
         until(request.Test, self._watch.idle)
         return self._all
 
@@ -58,27 +73,27 @@ class Vote:
 
 
 def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: RankSegments, turns: Turns,
-             record: Record, progress: Progress, notice: Notice) -> Stop | None:
+             record: Record, progress: Progress, notice: Notice, tally: Tally) -> Stop | None:
     """Answers the prompts in `pool`, the same on all ranks, in steps that are cut as `turns` says.
 
     Where any rank has notice to end, all do so before their next step: what came of it is returned.
-    Collective. A rank without sequences takes part in every step: its experts serve the others.
+    Collective. A rank without sequences takes part in every step: its experts serve the others. Where MPI raises in
+    between, `sequences`, `record` and `tally` are as before the step or behind it, and the step can be run again.
     """
     clock = segments.clock
-    step = finished = tokens = 0
-    longest = 0.0
     while True:
-        begin, clock.trace.step = time.perf_counter(), step
+        begin, clock.trace.step = time.perf_counter(), tally.step
         with clock.voting():
-            state = vote(sequences.free, sequences.active, sequences.ahead, finished, tokens,
-                         notice.reason(AHEAD * longest))
-        progress.update(int(state[:, 3].sum()), int(state[:, 4].sum()))
+            state = vote(sequences.free, sequences.active, sequences.ahead, tally.tokens,
+                         notice.reason(AHEAD * tally.longest))
+        active = int(state[:, 1].sum())
+        progress.update(tally.prompts - len(pool) - active, int(state[:, 3].sum()))
         ranks = deal(state[:, 0], len(pool))
-        if not ranks and not state[:, 1].any():
+        if not ranks and not active:
             return None
-        if state[:, 5].any():
-            first = int(np.flatnonzero(state[:, 5])[0])
-            return Stop(first, int(state[first, 5]), int(state[:, 3].sum()), int(state[:, 1].sum()), step)
+        if state[:, 4].any():
+            first = int(np.flatnonzero(state[:, 4])[0])
+            return Stop(first, int(state[first, 4]), len(pool), active, tally.step)
         clock.trace.push("step")
         ahead = state[:, 2].copy()
         for task, taker in zip(pool.take(len(ranks)), ranks):
@@ -90,9 +105,10 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
                               segments.watch.idle, segments.watch.attend)
         answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]
         rows, chosen = sum(batch.rows for batch in batches), sum(len(outcome.token) for outcome in outcomes)
-        finished, tokens = finished + len(answers), tokens + chosen
+        tally.answered += [answer.prompt for answer in answers]
+        tally.tokens += chosen
         traffic, end = clock.read_traffic(), time.perf_counter()
         clock.trace.pop("step", "step", begin, end, rows=rows)
         record.add(answers, np.sum([outcome.load for outcome in outcomes], axis=0), traffic,
-                   StepTime(step, rows, chosen, end - begin, clock.read(), traffic.total()), sequences.begun)
-        step, longest = step + 1, max(longest, time.perf_counter() - begin)
+                   StepTime(tally.step, rows, chosen, end - begin, clock.read(), traffic.total()), sequences.begun)
+        tally.step, tally.longest = tally.step + 1, max(tally.longest, time.perf_counter() - begin)

@@ -154,7 +154,9 @@ class GpuSegments:
         return Outcome(token.copy(), logprob.copy(), load[:, :self.model.experts].astype(np.int64), wide)
 
     def close(self) -> None:
-        """Nothing more is begun. Local."""
+        """Nothing more is begun, and what was is done. Local."""
+        self._travel.synchronize()
+        self._compute.synchronize()
 
     def free(self) -> None:
         """Collective."""
@@ -221,10 +223,10 @@ class GpuSegments:
 
 def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
                 rules: Generate, way: Way, micro_batches: int, keep_logits: bool, nodes: Sequence[int],
-                trace: Untraced | None) -> GpuSegments:
+                trace: Untraced | None, cache: KvCache | None) -> GpuSegments:
     """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
     check_model(model)
-    cache = KvCache(model, sizes.sequences, sizes.length)
+    cache = cache or KvCache(model, sizes.sequences, sizes.length)
     lanes = open_lanes(comm, watch.idle, way, micro_batches)
     rooms = [Room(model, sizes.tokens, comm.size) for _ in range(micro_batches)]
     return GpuSegments(model, held, cache, placement, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes, trace)

@@ -11,7 +11,7 @@ from hpcmoe.errors import size
 from hpcmoe.exchange.interface import MOST, PIECE
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
-from hpcmoe.placement.plan import linear
+from hpcmoe.placement.plan import linear, with_spare
 from hpcmoe.spec import ModelSpec, Moe
 from hpcmoe.types import Placement
 
@@ -130,3 +130,9 @@ def _requests(model: ModelSpec, moe: Moe, job: Job, placement: Placement, tokens
 def place(model: ModelSpec, ranks: int) -> Placement:
     """Which rank holds which expert, in every layer."""
     return linear(model.experts, ranks)
+
+
+def room(job: Job, placement: Placement) -> Placement:
+    """The placement that memory is planned for: with slots for the experts of a rank that dies, where others are to
+    take them over."""
+    return with_spare(placement) if job.checkpoint.on_failure == "shrink" and placement.ranks > 1 else placement

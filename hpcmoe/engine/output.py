@@ -3,6 +3,7 @@
 Needs no MPI, so that `check` finds before the queue what `run` would find after it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def look(job: Job, identity: str, vocabulary: int) -> Left:
     started = tuple(b for b in begun.gather(output, identity)
                     if b.prompt not in answered and begun.fits(b, vocabulary, job.generate.max_new_tokens))
     return Left(False, parts.next_attempt(output), earlier.done, started, earlier.damaged, earlier.versions)
+
+
+def left_by(job: Job, attempt: int, ranks: Sequence[int], vocabulary: int) -> tuple[set[int], list[Begun]]:
+    """What `ranks` had committed in this attempt when they died: the rows of prompts that they answered, and answers
+    that they began. Raises `InputError`."""
+    output = Path(job.output)
+    done = {answer.prompt for path in parts.files(output) if parts.is_by(path, attempt, ranks)
+            for answer in parts.read(path).answers}
+    started = [b for path in begun.files(output) if parts.is_by(path, attempt, ranks) for b in begun.read(path)]
+    return done, [b for b in started if begun.fits(b, vocabulary, job.generate.max_new_tokens)]
 
 
 def check_place(job: Job) -> Path:

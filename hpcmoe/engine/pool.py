@@ -24,8 +24,9 @@ class Pool:
     """The same on all ranks, which take from it alike. Those that have begun come first."""
 
     def __init__(self, prompts: Prompts, waiting: Iterable[int], begun: Iterable[Begun] = ()) -> None:
-        """`waiting` are rows of `prompts`; `begun` are for some of them."""
-        self._prompts, self._begun = prompts, {b.prompt: b for b in begun}
+        """`waiting` are rows of `prompts`; `begun` are for some of them, of which the longest counts."""
+        self._prompts = prompts
+        self._begun = {b.prompt: b for b in sorted(begun, key=lambda b: len(b.tokens))}
         self._waiting = deque(sorted(waiting, key=lambda prompt: (prompt not in self._begun, prompt)))
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ class Record:
                  shape: tuple[int, int], check: Callable[[], None]) -> None:
         """`shape` is that of the loads, (L, E); `check` raises where nothing may be written any more."""
         self._output, self._attempt, self._rank, self._origin = output, attempt, rank, origin
-        self._every, self._shape, self._check, self._sequence = every, shape, check, 0
+        self._every, self._shape, self.check, self._sequence = every, shape, check, 0
         self._begun: Path | None = None
         self._begin_anew()
 
@@ -46,7 +46,7 @@ class Record:
 
         A process that dies in between leaves the finished ones in both: the part counts.
         """
-        self._check()
+        self.check()
         if self._steps:
             self._write_part()
         before, self._begun = self._begun, None

@@ -155,7 +155,7 @@ class CpuSegments:
         return work.outcome
 
     def close(self) -> None:
-        """Nothing more is begun. Local."""
+        """Nothing more is begun, and what was is done. Local."""
         self.stream.close()
 
     def free(self) -> None:
@@ -256,9 +256,9 @@ class CpuSegments:
 
 def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
                 rules: Generate, dtype: np.dtype, way: Way, micro_batches: int, overlapped: bool, keep_logits: bool,
-                nodes: Sequence[int], trace: Untraced | None) -> CpuSegments:
+                nodes: Sequence[int], trace: Untraced | None, cache: KvCache | None) -> CpuSegments:
     """See `device.open_segments`. Collective over `comm`."""
-    cache = KvCache(model, sizes.sequences, sizes.length, dtype)
+    cache = cache or KvCache(model, sizes.sequences, sizes.length, dtype)
     lanes = open_lanes(comm, watch.idle, way, micro_batches)
     stream: Stream = Worker() if overlapped else AtOnce()
     return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, chooser(rules), dtype,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
+from hpcmoe import ulfm
 from hpcmoe.errors import DeviceError
 from hpcmoe.launch import Idle
 from hpcmoe.types import MODES
@@ -50,7 +51,7 @@ class Watch:
 
     def __init__(self, comm, idle: Idle, timeout: float, hosts: tuple[str, ...]) -> None:
         """`timeout` in seconds; `hosts` `[R]`."""
-        self._comm = comm.Dup()
+        self._world, self._comm = comm, comm.Dup()
         self._rest, self._hosts = idle, hosts
         # one rank asks first; were it the one that hangs, the next does, and then all
         self._limit = timeout + min(comm.rank, 2) * (PATIENCE + 2)
@@ -67,12 +68,15 @@ class Watch:
         self._place[5] = WAYS.index(way)
 
     def idle(self) -> None:
-        """Answers questions, and asks when it has waited too long. Raises `DeviceError` with what it learned."""
+        """Answers questions, and asks when it has waited too long. Raises `DeviceError` with what it learned, and what
+        MPI raises where a rank died (`ulfm`)."""
         self._rest()
         now = time.monotonic()
         if now - self._looked < EVERY:
             return
         self._looked = now
+        if ulfm.on():
+            self._world.Iprobe()  # raises where it is revoked
         self._answer()
         if now - self._begun > self._limit:
             raise DeviceError(self._report())

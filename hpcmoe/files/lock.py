@@ -101,15 +101,17 @@ def lives(holder: Holder) -> bool | None:
 
 
 @contextmanager
-def taken(output: Path) -> Iterator[Held]:
-    """Holds the lock of `output` within the block. Raises `JobError` where another job does, or where there is no room
-    for it."""
+def taken(output: Path, dead: Held | None = None) -> Iterator[Held]:
+    """Holds the lock of `output` within the block; whoever held it as `dead` is known to be.
+
+    Raises `JobError` where another job does, or where there is no room for it.
+    """
     path, me = beside(output), _me()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         place.sweep(path)
         while not _put(path, me) and read(path) != me:  # NFS may say of our own that it was there
-            _end_or_succeed(output, path, me)
+            _end_or_succeed(output, path, me, dead)
         for claim in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * DIGITS}"):
             claim.unlink(missing_ok=True)  # on a lock that is gone
     except OSError as error:
@@ -127,7 +129,7 @@ def taken(output: Path) -> Iterator[Held]:
                 path.unlink(missing_ok=True)
 
 
-def _end_or_succeed(output: Path, path: Path, me: Holder) -> None:
+def _end_or_succeed(output: Path, path: Path, me: Holder, dead: Held | None) -> None:
     """Takes the lock over from a dead holder, if nobody else does. Raises `JobError` where the holder lives."""
     before = _content(path)
     if before is None:
@@ -136,6 +138,8 @@ def _end_or_succeed(output: Path, path: Path, me: Holder) -> None:
         return
     holder = _parse(before)
     alive = lives(holder) if holder else None
+    if holder and dead and holder.token == dead.token:
+        alive = False
     if alive is None:
         alive = not _stands_still(path, holder)
     if alive and _content(path) is not None:

@@ -68,7 +68,16 @@ def files(output: Path) -> list[Path]:
 
 def stem(attempt: int, rank: int, sequence: int) -> str:
     """Of a file's name."""
-    return f"{attempt:04d}-{rank:05d}-{sequence:06d}"
+    return f"{_prefix(attempt, rank)}{sequence:06d}"
+
+
+def _prefix(attempt: int, rank: int) -> str:
+    return f"{attempt:04d}-{rank:05d}-"
+
+
+def is_by(path: Path, attempt: int, ranks: Sequence[int]) -> bool:
+    """Whether a part, or a file of what has begun, was written by one of `ranks` in an attempt."""
+    return path.name.removeprefix("begun-").startswith(tuple(_prefix(attempt, rank) for rank in ranks))
 
 
 def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, origin: Provenance) -> Path:

@@ -1,7 +1,7 @@
 """The weights that one rank holds: the shared parts, and its own experts."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,12 @@ class Weights:
     """`[V, H]`; the embedding itself where the head is tied"""
 
 
-def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = lambda tensor, values: values,
+def as_it_is(tensor: Tensor, values: np.ndarray) -> np.ndarray:
+    """The `Keep` of a CPU."""
+    return values
+
+
+def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = as_it_is,
          bring: Bring | None = None) -> Weights:
     """Reads what this rank holds, block by block, rounded to `dtype`; each tensor is kept as `keep` says. Local.
 
@@ -103,16 +108,31 @@ def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = lambda tensor
 
     Raises `InputError` where the source has values that are missing or not finite.
     """
-    model = source.spec
+    model, fill = source.spec, _filler(source, dtype, keep, bring)
+    outer = {t.name: fill(t) for t in spec.outer_tensors(model)}
+    layers = tuple(_layer(model, n, held(n) if not model.is_dense(n) else [], fill) for n in range(model.layers))
+    return Weights(outer["embedding"], layers, outer["norm"], outer.get("head", outer["embedding"]))
 
+
+def take_over(weights: Weights, source: Source, more: Sequence[int], dtype: np.dtype, keep: Keep = as_it_is,
+              bring: Bring | None = None) -> Weights:
+    """`weights` with the experts `more` in every layer that has some, behind those that are there. As `load`."""
+    fill = _filler(source, dtype, keep, bring)
+
+    def with_more(number: int, layer: Layer) -> Layer:
+        found = {(t.kind, t.expert): fill(t) for t in spec.layer_tensors(source.spec, number) if t.expert in more}
+        return replace(layer, experts=layer.experts + tuple(
+            Swiglu(found["experts/gate_up", e], found["experts/down", e]) for e in more))
+    return replace(weights, layers=tuple(layer if layer.dense else with_more(number, layer)
+                                         for number, layer in enumerate(weights.layers)))
+
+
+def _filler(source: Source, dtype: np.dtype, keep: Keep, bring: Bring | None) -> Callable[[Tensor], np.ndarray]:
     def fill(tensor: Tensor) -> np.ndarray:
         if bring and len(tensor.shape) > 1:
             return bring(tensor)
         return keep(tensor, _fill(source, tensor, dtype))
-
-    outer = {t.name: fill(t) for t in spec.outer_tensors(model)}
-    layers = tuple(_layer(model, n, held(n) if not model.is_dense(n) else [], fill) for n in range(model.layers))
-    return Weights(outer["embedding"], layers, outer["norm"], outer.get("head", outer["embedding"]))
+    return fill
 
 
 def _layer(model: ModelSpec, layer: int, held: list[int], fill: Callable[[Tensor], np.ndarray]) -> Layer:

@@ -1,5 +1,7 @@
 """Which rank holds which expert."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hpcmoe.types import Placement
@@ -13,3 +15,22 @@ def linear(experts: int, ranks: int) -> Placement:
     """
     rank = np.arange(experts) * ranks // experts
     return Placement(ranks, rank.astype(np.int32), np.arange(experts, dtype=np.int32))
+
+
+def inherit(before: Placement, living: Sequence[int]) -> Placement:
+    """The placement of the ranks `living`, which are numbered anew, when the others are gone.
+
+    They keep what they hold, in its order; the experts of the others go behind, one after another, each to a rank with
+    the fewest.
+    """
+    held = [before.held_by(rank) for rank in living]
+    for expert in sorted(set(before.expert.tolist()).difference(*held)):
+        min(held, key=len).append(expert)
+    rank = np.repeat(np.arange(len(held)), [len(experts) for experts in held])
+    return Placement(len(held), rank.astype(np.int32), np.array([e for experts in held for e in experts], np.int32))
+
+
+def with_spare(placement: Placement) -> Placement:
+    """The placement for which there must be room on each rank, if any one may die."""
+    fullest = int(np.diff(placement.first).argmax())
+    return inherit(placement, [rank for rank in range(placement.ranks) if rank != fullest])

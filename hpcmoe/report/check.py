@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from hpcmoe import config, spec, tables
+from hpcmoe import config, spec, tables, ulfm
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
 from hpcmoe.engine.fit import Fit, advice, fit, largest
-from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, place, plan_memory, plan_sizes
+from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, place, plan_memory, plan_sizes, room
 from hpcmoe.errors import JobError
 from hpcmoe.files import lock
 from hpcmoe.report import text
@@ -39,7 +39,7 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
         job = config.load(path, overrides)
         read = inputs.read(job)
         model, lengths = read.model.spec, read.prompts.lengths[read.rows]
-        found = _fit(model, job, lengths, place(model, ranks), limit)
+        found = _fit(model, job, lengths, room(job, place(model, ranks)), limit)
         left = output.look(job, read.identity(job), model.vocabulary)
         out.print(f"{path}: nothing wrong was found\n  model    {job.model} ({model.name})\n"
                   f"  prompts  {len(lengths)}, {lengths.min()} to {lengths.max()} tokens\n"
@@ -48,6 +48,9 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
             out.print(f"  warning  {line}")
         if words := _lock(Path(job.output)):
             out.print(f"  lock     {words}")
+        if job.checkpoint.on_failure == "shrink":
+            out.print(f"  shrink   start it with {ulfm.HOW}, not with srun; on GPUs with exchange.transport = staged; "
+                      "the plan below has room for the experts of one lost rank")
         more = f"schedule.max_sequences = {found.most}"
     out.print(_layout(model, found.sizes, ranks))
     where = "on a CPU, where weights are float32" if limit is None else "on its GPU, bfloat16"

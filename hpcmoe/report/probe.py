@@ -56,7 +56,8 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
     known = replace(known, verdicts=verdicts)
     save(known)
     if WORKS not in verdicts.values():
-        raise launch.Agreed(DeviceError.code, "rows did not come whole by any transport: try another MPI library", 0)
+        raise launch.Agreed(DeviceError.code, "rows did not come whole by any transport: try another MPI library",
+                            world.rank == 0)
     if world.size > 1 and model.moe:
         tell("timing modes and schedules")
         way = ways.Way("alltoallv", known.best(), memory=world.memory)

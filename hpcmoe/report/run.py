@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcmoe import config, launch
+from hpcmoe import config, launch, launcher
 from hpcmoe.errors import CHECKPOINTED
 from hpcmoe.files import h5, results
 from hpcmoe.notice import Notice
@@ -16,7 +16,7 @@ from hpcmoe.report.show import print_load, print_traffic, speed_line, was_scored
 def run(path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool) -> int:
     """Runs a job on all ranks; returns the exit code. Collective."""
     notice = Notice()
-    launch.end_with_launcher()
+    launcher.end_with_launcher()
     with notice.listening():  # before MPI starts: whoever is told to end while the job begins must not die of it
         world = launch.start(config.device(path, overrides))
         return launch.guarded(world, lambda: _run(world, path, overrides, overwrite, traced, notice))
@@ -29,7 +29,7 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite:
     if world.rank == 0:
         print(roll(world), file=sys.stderr, flush=True)
     from hpcmoe.engine import job as life
-    end = life.run(world, job, overwrite, traced, notice)
+    end, world = life.run(world, job, overwrite, traced, notice)
     if end is life.End.CHECKPOINTED:
         return CHECKPOINTED
     if world.rank == 0:

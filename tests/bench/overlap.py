@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import twohosts
 
-from hpcmoe import array, launch
+from hpcmoe import array, launch, launcher
 from hpcmoe.config import Generate
 from hpcmoe.engine import device, layer, schedule
 from hpcmoe.engine.device import RankSegments
@@ -159,7 +159,7 @@ def page(world: launch.World) -> None:
 def rank() -> int:
     """Under mpiexec: a rank on its share of the cores."""
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[launch.rank_by_launcher() % len(cores)::2])
+    os.sched_setaffinity(0, cores[launcher.rank_by_launcher() % len(cores)::2])
     world = launch.start()
     return launch.guarded(world, lambda: page(world))
 

@@ -100,7 +100,7 @@ from hpcmoe import gpu
 gpu.take("gpu")  # before the next line loads MPI
 limit = int(sys.argv.pop())
 from hpcmoe.engine import device
-from hpcmoe.launch import rank_by_launcher
+from hpcmoe.launcher import rank_by_launcher
 whole = device.open_segments
 def then_full(*arguments, **more):
     found = whole(*arguments, **more)

@@ -119,13 +119,13 @@ def test_a_part_that_was_cut_off_is_named_and_its_prompts_are_answered_again(job
 
 LIMITED = """
 import resource, signal
-from hpcmoe.engine import job
-whole = job.generate
+from hpcmoe.engine import crew
+whole = crew.generate
 def limited(*given):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
     return whole(*given)
-job.generate = limited
+crew.generate = limited
 from hpcmoe.__main__ import main
 main()
 """

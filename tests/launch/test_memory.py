@@ -20,7 +20,7 @@ share, *free = map(int, sys.argv.pop().split(","))
 def me():
     from mpi4py import MPI
     return MPI.COMM_WORLD.rank
-from hpcmoe.launch import rank_by_launcher
+from hpcmoe.launcher import rank_by_launcher
 hpcmoe.gpu.take = lambda device: hpcmoe.gpu.Gpu(f"0000:{rank_by_launcher() // share:02x}:00.0")
 hpcmoe.gpu.free_memory = lambda: free[me()]
 from hpcmoe.__main__ import main

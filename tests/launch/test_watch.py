@@ -25,8 +25,8 @@ def told(vote, rank, *rest):
     open(f"{folder}/{rank}.pid", "w").write(str(os.getpid()))
     return whole(vote, rank, *rest)
 generate.generate = told
-from hpcmoe.engine import job
-job.generate = told
+from hpcmoe.engine import crew
+crew.generate = told
 from hpcmoe.__main__ import main
 main()
 """

@@ -48,7 +48,7 @@ def job(folder: Path, name: str, output: str, *overrides: str) -> config.Job:
 def run(comm, folder: Path, name: str, output: str, *overrides: str) -> tuple[config.Job, life.End]:
     """Runs a job on all ranks."""
     chosen = comm.bcast(job(folder, name, output, *overrides) if comm.rank == 0 else None)
-    return chosen, life.run(launch.start(), chosen, overwrite=False)
+    return chosen, life.run(launch.start(), chosen, overwrite=False)[0]
 
 
 def wanted(folder: Path, name: str) -> list[list[int]]:
@@ -190,7 +190,7 @@ def test_a_job_that_is_told_to_end_goes_on_and_comes_to_the_same_bits(comm, fold
         ways = (f"schedule.mode={schedule}", f"exchange.mode={exchange}", f"schedule.max_sequences={slots}")
         again = comm.bcast(job(folder, "tiny", f"disturbed-{mode}.h5", *settings, *ways) if comm.rank == 0 else None)
         told = After(steps if comm.rank == comm.size - 1 else 10**6)
-        ends.append(life.run(launch.start(), again, overwrite=False, notice=told))
+        ends.append(life.run(launch.start(), again, overwrite=False, notice=told)[0])
         saved += len(begun.files(Path(again.output)))
         comm.Barrier()
     problems = [] if life.End.CHECKPOINTED in ends and (saved or mode == "score") else [f"{ends}, {saved} files"]

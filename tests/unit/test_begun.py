@@ -12,10 +12,12 @@ from models import TINY
 
 from hpcmoe.config import Generate, Job
 from hpcmoe.engine.batch import Sequences
+from hpcmoe.engine.output import left_by
 from hpcmoe.engine.pool import Pool
 from hpcmoe.engine.record import Record
 from hpcmoe.errors import JobError
 from hpcmoe.files import begun, h5, parts
+from hpcmoe.files.parts import Part
 from hpcmoe.files.prompts import Prompts
 from hpcmoe.kernels.attention import SHORT
 from hpcmoe.traffic import Traffic
@@ -48,6 +50,16 @@ class TestFiles:
         begun.write(output, 1, 2, 0, [some(2, 9, 8)], origin())
         assert [one.tokens.tolist() for one in begun.gather(output, "job A")] == [[9, 8], [1, 2, 3]]
         assert parts.files(output) == [], "they are no parts"
+
+    def test_what_some_ranks_had_committed_in_an_attempt_is_found(self, tmp_path):
+        """What is theirs to go on with, when they died."""
+        output = tmp_path / "o.h5"
+        for attempt, rank, prompt in ((3, 1, 10), (3, 2, 11), (3, 11, 12), (2, 1, 13)):
+            part = Part((answer(prompt),), np.zeros((1, 1), np.int64), (), attempt)
+            parts.write(output, attempt, rank, 0, part, origin())
+            begun.write(output, attempt, rank, 1, [some(prompt + 50, 1, 2)], origin())
+        done, started = left_by(Job("m", "p", str(output)), 3, [1, 11], 97)
+        assert done == {10, 12} and sorted(one.prompt for one in started) == [60, 62]
 
     def test_one_that_is_damaged_is_done_without(self, tmp_path):
         output = tmp_path / "o.h5"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import VARIANTS
 
-from hpcmoe import config, launch, tables
+from hpcmoe import config, launch, launcher, tables
 from hpcmoe.bench import experts
 from hpcmoe.bench.verify import verify
 from hpcmoe.errors import DeviceError
@@ -54,13 +54,13 @@ def test_verify_says_what_is_too_far(job, capsys, monkeypatch):
 def test_a_world_of_one_among_many_tasks_is_refused(monkeypatch):
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    assert launch.tasks_by_launcher() == 1
+    assert launcher.tasks_by_launcher() == 1
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "16")
     with pytest.raises(DeviceError, match=r"16 tasks were started but MPI sees 1: use srun --mpi=pmi2"):
-        launch.check_launch(1, launch.tasks_by_launcher(), "MPICH")
-    launch.check_launch(16, launch.tasks_by_launcher(), "MPICH")
+        launcher.check_launch(1, launcher.tasks_by_launcher(), "MPICH")
+    launcher.check_launch(16, launcher.tasks_by_launcher(), "MPICH")
     monkeypatch.setenv("PMI_SIZE", "1")  # mpiexec -n 1 inside a job of 16 tasks
-    launch.check_launch(1, launch.tasks_by_launcher(), "MPICH")
+    launcher.check_launch(1, launcher.tasks_by_launcher(), "MPICH")
 
 
 @pytest.mark.parametrize(("cores", "me", "want"), [

@@ -201,7 +201,7 @@ class TestRanks:
             with pytest.raises(Agreed) as refused:
                 plan_rank(world(free, rank=rank), set_to(6))
             line = str(refused.value)
-            assert (refused.value.code, refused.value.reporter) == (DeviceError.code, 1) and "\n" not in line
+            assert (refused.value.code, refused.value.mine) == (DeviceError.code, rank == 1) and "\n" not in line
             for word in ("rank 1 on node", "weights", "keys and values", "exchange", "workspace", size(free[1]),
                          size(total(set_to(6))), "schedule.max_sequences = 3"):
                 assert word in line

@@ -11,9 +11,9 @@ from helpers import ROOT
 PACKAGE = ROOT / "hpcmoe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
-    {"child", "errors", "paths", "tables"},
+    {"child", "errors", "paths", "tables", "ulfm"},
     {"config", "shard", "spec", "traffic", "types"},
-    {"array", "gpu", "launch", "notice"},
+    {"array", "gpu", "launch", "launcher", "notice"},
     {"kernels", "files", "reference"},
     {"device"},
     {"model", "exchange", "placement"},

@@ -4,15 +4,15 @@ import os
 import threading
 import time
 
-from hpcmoe import launch
+from hpcmoe import launcher
 
 
 def test_what_no_one_has_read_is_counted():
     reader, writer = os.pipe()
     os.write(writer, b"last words")
-    assert launch.unread(writer) == 10
+    assert launcher.unread(writer) == 10
     os.read(reader, 4)
-    assert launch.unread(writer) == 6
+    assert launcher.unread(writer) == 6
 
 
 def test_a_rank_waits_until_its_words_are_read():
@@ -21,17 +21,17 @@ def test_a_rank_waits_until_its_words_are_read():
     taken = []
     thread = threading.Thread(target=lambda: (time.sleep(0.05), taken.append(os.read(reader, 10))))
     thread.start()
-    launch.be_heard([writer])
-    assert taken == [b"last words"] and launch.unread(writer) == 0
+    launcher.be_heard([writer])
+    assert taken == [b"last words"] and launcher.unread(writer) == 0
     thread.join()
 
 
 def test_a_rank_does_not_wait_for_ever(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch, "HEARD", 0.01)
+    monkeypatch.setattr(launcher, "HEARD", 0.01)
     _, writer = os.pipe()
     os.write(writer, b"last words")
-    launch.be_heard([writer])
-    assert launch.unread(writer) == 10
+    launcher.be_heard([writer])
+    assert launcher.unread(writer) == 10
     with (tmp_path / "file").open("w") as file:
         file.write("kept")
-        launch.be_heard([file.fileno()])
+        launcher.be_heard([file.fileno()])

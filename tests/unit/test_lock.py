@@ -60,6 +60,21 @@ def test_a_second_job_is_refused_at_once_and_changes_nothing(output):
         held.check()
 
 
+def test_a_holder_that_is_known_to_be_dead_is_succeeded_at_once(output):
+    """Its own job tells, from another host."""
+    leave(output, system="elsewhere", host="elsewhere")
+    begin = time.monotonic()
+    with lock.taken(output, lock.Held(lock.beside(output), "old")) as held:
+        held.check()
+        assert time.monotonic() - begin < 0.5
+
+
+def test_another_holder_is_not(output):
+    with lock.taken(output), pytest.raises(JobError, match="in use by"), \
+            lock.taken(output, lock.Held(lock.beside(output), "old")):
+        pass
+
+
 def test_a_process_that_is_gone_holds_nothing(output):
     dead = subprocess.Popen(["true"])
     leave(output, process=dead.pid)  # nobody has waited for it: it may be a zombie still

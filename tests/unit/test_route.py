@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmoe.exchange.route import TRAILER, plan_receive, plan_send
-from hpcmoe.placement.plan import linear
+from hpcmoe.placement.plan import inherit, linear, with_spare
 from hpcmoe.types import Route
 
 
@@ -31,6 +31,26 @@ def test_linear_placement_is_even(E, R):
     assert held.sum() == E and held.max() - held.min() <= 1 and placement.most == held.max()
     assert [e for r in range(R) for e in placement.held_by(r)] == list(range(E))
     assert (placement.rank[placement.slot] == placement.rank).all()
+
+
+@given(E=st.integers(1, 60), R=st.integers(2, 40), data=st.data())
+def test_those_that_live_keep_what_they_hold_and_share_the_rest(E, R, data):
+    before = linear(E, R)
+    living = sorted(data.draw(st.sets(st.integers(0, R - 1), min_size=1, max_size=R)))
+    after = inherit(before, living)
+    held = [after.held_by(rank) for rank in range(len(living))]
+    kept = [before.held_by(rank) for rank in living]
+    assert all(now[:len(then)] == then for now, then in zip(held, kept))
+    assert sorted(e for now in held for e in now) == list(range(E)) and after.ranks == len(living)
+    grown = [len(now) for now, then in zip(held, kept) if len(now) > len(then)]
+    assert not grown or max(grown) <= min(map(len, held)) + 1
+
+
+@given(E=st.integers(1, 60), R=st.integers(2, 40))
+def test_there_is_room_for_the_experts_of_any_rank(E, R):
+    before = linear(E, R)
+    room = with_spare(before).most
+    assert all(inherit(before, [r for r in range(R) if r != dead]).most <= room for dead in range(R))
 
 
 @given(routes())

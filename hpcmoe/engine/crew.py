@@ -1,0 +1,168 @@
+"""The ranks that answer a job's prompts, from weights to committed answers; where some die, the others."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcmoe import array, ulfm
+from hpcmoe.config import Job
+from hpcmoe.engine import device, output
+from hpcmoe.engine.batch import Sequences
+from hpcmoe.engine.device import RankSegments
+from hpcmoe.engine.fit import planned
+from hpcmoe.engine.generate import Stop, Tally, Vote, generate
+from hpcmoe.engine.memory import Memory, Sizes
+from hpcmoe.engine.pool import Pool
+from hpcmoe.engine.progress import open_progress
+from hpcmoe.engine.record import Record
+from hpcmoe.engine.start import Plan
+from hpcmoe.engine.trace import Untraced
+from hpcmoe.engine.ways import choose_turns, choose_way
+from hpcmoe.exchange.watch import Watch
+from hpcmoe.files import lock
+from hpcmoe.files.lock import Held
+from hpcmoe.files.parts import Provenance
+from hpcmoe.kernels.rows import compute_alone
+from hpcmoe.launch import World, on_root, shrink, together
+from hpcmoe.notice import DEATH, Notice
+from hpcmoe.placement.plan import inherit
+from hpcmoe.types import Placement
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Ranks that died together, as far as anybody can tell."""
+
+    before: World
+    living: list[int]
+    """ranks of `before`, ascending"""
+    begin: float
+    """when it was heard of, by `time.monotonic`"""
+
+    @property
+    def dead(self) -> list[int]:
+        """Ranks of `before`, ascending."""
+        return sorted(set(range(self.before.size)) - set(self.living))
+
+
+class Crew:
+    """One rank's part in it. What belongs to the ranks' number is opened again for those that survive others."""
+
+    def __init__(self, world: World, job: Job, plan: Plan, waiting: np.ndarray, placement: Placement, sizes: Sizes,
+                 memory: Memory, origin: Provenance, trace: Untraced, locked: ExitStack) -> None:
+        """`waiting` are rows of the prompts; `locked` holds the lock, on rank 0. Collective. Raises `Agreed`."""
+        self.world, self._job, self._plan, self._waiting, self._locked = world, job, plan, waiting, locked
+        self._sizes, self._memory, self._trace, self._placement = sizes, memory, trace, placement
+        self.held = plan.held
+        self._model, self._dtype = plan.inputs.model, array.DTYPES[job.compute.dtype]
+        load = planned(memory)(device.load)  # all ranks come to its end, so what is wrong is told once
+        self._held = together(world, lambda: load(self._model, lambda layer: placement.held_by(world.rank),
+                                                  self._dtype, world.memory))
+        compute_alone(job.compute.reproducible)
+        self._way, self._turns = choose_way(world, job, self._model.spec, plan.probe), choose_turns(job, plan.probe)
+        self._watch = self._new_watch()
+        self._sequences = Sequences(self._model.spec, job, sizes.sequences, sizes.tokens)
+        self._tally, self._names = Tally(len(waiting)), list(range(world.size))
+        self._pool = Pool(plan.inputs.prompts, waiting.tolist(), plan.left.begun)
+        self._record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
+                              (self._model.spec.layers, self._model.spec.experts), plan.held.check)
+        self._done: set[int] = set()
+        self._left = list(plan.left.begun)
+        """by ranks that died: rows of prompts that they answered, and answers that they began"""
+        self._abandoned: list[RankSegments] = []
+        """of earlier worlds: MPI may still write to the buffers of exchanges that never ended"""
+        self._open()
+
+    def _new_watch(self) -> Watch:
+        return Watch(self.world.comm, self.world.idle, self._job.exchange.timeout, self.world.hosts)
+
+    def _open(self, cache: Any = None) -> None:
+        """What the steps need of this world, around the `cache` that an earlier one had."""
+        self._vote = Vote(self.world.comm, self._watch)
+        self._segments = together(self.world, lambda: device.open_segments(
+            self.world.comm, self._watch, self._model.spec, self._held, self._placement, self._sizes,
+            self._job.generate, self._dtype, self._way, self._turns.most, overlapped=self._turns.overlapped,
+            nodes=self.world.nodes, trace=self._trace, cache=cache))
+        self._progress = open_progress(self.world.rank, self._tally.prompts)
+
+    def answer(self, notice: Notice) -> Stop | None:
+        """Answers all prompts, and commits the answers; says why where not all. Collective. Raises `Agreed`."""
+        self._trace.align(self.world.comm, self._watch.idle)
+        stop = self._steps(notice)
+        self._trace.align(self.world.comm, self._watch.idle)
+        self._progress.close()
+        together(self.world, lambda: self._record.commit(self._sequences.begun()))
+        if not (stop and stop.reason == DEATH):  # else what they have goes with the process
+            self._vote.free()
+            self._segments.free()
+        self._watch.free()
+        return stop
+
+    def _steps(self, notice: Notice) -> Stop | None:
+        """All steps, in spite of deaths where the job says so."""
+        while True:
+            stop, word = None, ulfm.WELL
+            try:
+                stop = generate(self._vote, self.world.rank, self._pool, self._sequences, self._segments, self._turns,
+                                self._record, self._progress, notice, self._tally)
+            except Exception as error:
+                if not ulfm.tells_of_death(error):
+                    raise
+                self.world.comm.Revoke()
+                word = ulfm.HEARD
+            if not ulfm.on() or (verdict := ulfm.agree(self.world.comm, word, self._job.exchange.timeout)) == ulfm.WELL:
+                return stop and replace(stop, rank=self._names[stop.rank])
+            if ulfm.ending(verdict):
+                os._exit(ulfm.ending(verdict))
+            names, loss = self._names, self._regroup()
+            if self._job.checkpoint.on_failure != "shrink":
+                return Stop(names[loss.dead[0]], DEATH, len(self._pool), self._begun, self._tally.step)
+            self._take_over(names, loss)
+
+    def _regroup(self) -> Loss:
+        """The world becomes that of those that live, and all that the others had goes back to the pool. Collective over
+        them. Raises `Agreed`."""
+        begin, before = time.monotonic(), self.world
+        self._segments.close()
+        self._progress.close()
+        self._abandoned.append(self._segments)
+        self.world, living = shrink(before)
+        loss = Loss(before, living, begin)
+        lost, self._names = [self._names[rank] for rank in loss.dead], [self._names[rank] for rank in living]
+        self._watch = self._new_watch()
+        if 0 in loss.dead:  # it had the lock
+            held: Held = on_root(self.world, lambda: self._locked.enter_context(
+                lock.taken(Path(self._job.output), self.held)))
+            self.held, self._record.check = held, held.check
+        done, begun = on_root(self.world, lambda: output.left_by(self._job, self._plan.left.attempt, lost,
+                                                                 self._model.spec.vocabulary))
+        all_ = self.world.comm.allgather((self._tally.step, self._sequences.prompts, self._tally.answered))
+        self._tally.step, self._begun = max(step for step, *_ in all_), sum(len(taken) for _, taken, _ in all_)
+        self._done |= done
+        self._left += begun
+        kept = self._done.union(*(set(taken).union(answered) for _, taken, answered in all_))
+        self._pool = Pool(self._plan.inputs.prompts, [row for row in self._waiting if row not in kept], self._left)
+        return loss
+
+    def _take_over(self, names: Sequence[int], loss: Loss) -> None:
+        """The experts of the dead, which were called `names`, are read again by others. Collective. Raises `Agreed`."""
+        before, self._placement = self._placement, inherit(self._placement, loss.living)
+        mine = self._placement.held_by(self.world.rank)[len(before.held_by(loss.before.rank)):]
+        take_over, begin = planned(self._memory)(device.take_over), time.monotonic()
+        self._held = together(self.world, lambda: take_over(self._held, self._model, mine, self._dtype,
+                                                            self.world.memory))
+        reading = time.monotonic() - begin
+        self._open(self._abandoned[-1].cache)
+        if self.world.rank == 0:
+            dead = ", ".join(f"rank {names[rank]} (process {loss.before.pids[rank]} on {loss.before.hosts[rank]})"
+                             for rank in loss.dead)
+            print(f"hpcmoe: {dead} died; the other {self.world.size} read its experts again in {reading:.2f} s, and go "
+                  f"on after {time.monotonic() - loss.begin:.2f} s; experts per rank and layer at most: "
+                  f"{self._placement.most}", file=sys.stderr, flush=True)
