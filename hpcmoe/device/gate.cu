@@ -207,6 +207,20 @@ extern "C" __global__ void sum_tiles(int *rows, int *homes, long long *counts, l
     if (warp == blockDim.x / 32 - 1) (blockIdx.y ? home_counts : counts)[r] = sum;
 }
 
+// One block: where the rows for each rank begin, if they lie without gaps. counts and base [R]; blockDim.x is a power of
+// two from R on. Dynamic shared memory: 2 blockDim.x ints.
+extern "C" __global__ void lay(const long long *counts, int *base, int R) {
+    extern __shared__ int sums[];
+    int r = threadIdx.x, n = blockDim.x, from = 0;
+    sums[r] = r < R ? (int)counts[r] : 0;
+    for (int step = 1; step < n; step *= 2, from ^= n) {
+        __syncthreads();
+        sums[(from ^ n) + r] = sums[from + r] + (r >= step ? sums[from + r - step] : 0);
+    }
+    __syncthreads();
+    if (r < R) base[r] = r ? sums[from + r - 1] : 0;
+}
+
 // A block per TILE tokens. For each (token, k): its rank; its row among those that leave for it, -1 where an earlier k
 // shares the row; its row among the rank's answers. rank, row and home [T, K]; rows and homes as `sum_tiles` leaves them.
 // Warps take (token, k)s in their order, all warps side by side; each counts its own of each rank.

@@ -16,6 +16,8 @@ PER_LANE = (8, 32, 128)
 MOST_EXPERTS = 32 * PER_LANE[-1]
 SUMMERS = 16
 """Warps that share the tiles of `sum_tiles`."""
+MOST_LAID = 1024
+"""Threads of a block at most."""
 MOST_SHARED = 128 * 1024
 """Bytes of shared memory of a block of `place`, about: any GPU with bfloat16 has more."""
 
@@ -77,6 +79,15 @@ def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Rou
            route.weight, load, T, E, moe.top_k, SCORES.index(moe.score), groups, moe.groups_kept, counted,
            moe.renormalise, moe.round_logits, moe.round_weights, float(moe.scale), threads=32 * warps,
            shared=4 * warps * held)
+
+
+def lay(route: Route, base: cupy.ndarray) -> bool:
+    """Where the rows for each rank begin, if they lie without gaps, to base `[R]` int32, behind `order`; False where
+    there are too many ranks for it."""
+    threads = 1 << max(5, (len(base) - 1).bit_length())
+    if threads <= MOST_LAID:
+        launch("gate.lay", 1, route.counts, base, len(base), threads=threads, shared=8 * threads)
+    return threads <= MOST_LAID
 
 
 def order(route: Route, at: Map, tokens: int, ranks: int) -> None:

@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 
 from hpcmoe.config import Generate
-from hpcmoe.device import choice, norm, rows
+from hpcmoe.device import choice, gate, norm, rows
 from hpcmoe.device.attention import KvCache
 from hpcmoe.device.cuda import Event, to_host
 from hpcmoe.device.grouped import Grouped
@@ -63,6 +63,7 @@ class GpuSegments:
         """See `layer.Segments`."""
         with self._compute:
             self._blocks.enter(work)
+            self._pack_ahead(work)
         return Event(self._compute)
 
     def count(self, work: Work) -> Flight:
@@ -73,10 +74,9 @@ class GpuSegments:
         with self._travel:
             units = self.model.hidden + self._width
             out, layout = lane.dispatch.room(counts, units)
-            base = work.room.out_base.send(layout.first)
-            assert self._blocks.map is not None
-            with self._packing.stage("pack", work.layer, work.number, layout.rows):
-                rows.pack(work.room.normed[:work.batch.rows], route, self._blocks.map, base, out, self._width)
+            if not work.packed:
+                with self._packing.stage("pack", work.layer, work.number, layout.rows):
+                    self._pack(work, work.room.out_base.send(layout.first), out)
             packed = Event(self._travel)
         self._leave(work, layout.rows, counts, units)
         self.watch.mark("dispatch", work.layer, work.number, work.leaving)
@@ -133,6 +133,7 @@ class GpuSegments:
             work.shared = None
             work.layer += 1
             self._blocks.go_on(work)
+            self._pack_ahead(work)
         return Event(self._compute)
 
     def head(self, work: Work) -> Event:
@@ -165,6 +166,24 @@ class GpuSegments:
 
     def _depart(self, travelling: Rows, kind: str, work: Work) -> Trip:
         return self.clock.depart(travelling, kind, work.layer, work.number, work.leaving, work.sent)
+
+    def _pack_ahead(self, work: Work) -> None:
+        """Packs right behind the gate, where it is known where to: on the other stream packing would wait for the other
+        micro-batch's products to leave it a multiprocessor."""
+        T, route = work.batch.rows, work.room.route
+        work.packed = False
+        if work.layer == self.model.layers or not T:
+            return
+        most = T * min(route.expert.shape[1], self.placement.ranks)
+        out = work.lane.dispatch.ahead(most, self.model.hidden + self._width)
+        if out is not None and gate.lay(route, work.room.laid):
+            with self._blocks.stage("pack", work, T):
+                self._pack(work, work.room.laid, out)
+            work.packed = True
+
+    def _pack(self, work: Work, base: cupy.ndarray, out: cupy.ndarray) -> None:
+        assert self._blocks.map is not None
+        rows.pack(work.room.normed[:work.batch.rows], work.room.route, self._blocks.map, base, out, self._width)
 
     def _leave(self, work: Work, count: int, counts: np.ndarray, units: int) -> None:
         work.leaving, work.sent = count, self._classes @ counts * (2 * units)

@@ -24,6 +24,7 @@ class Room:
         self.route: Route = make_route(tokens, K, ranks)
         self.load = cupy.zeros((model.layers, max(model.experts, 1)), np.uint64)
         self.zero = cupy.zeros(ranks, np.int32)
+        self.laid = cupy.zeros(ranks, np.int32)
         self.out_base, self.home_base = (Mirror(np.int32, ranks) for _ in range(2))
         # those that graphs read never move
         self.token, self.slot, self.position = (Mirror(np.int32, tokens) for _ in range(3))
@@ -50,6 +51,8 @@ class Work:
     shared: cupy.ndarray | None = None
     """`[T, H]` uint16: the shared expert's answer"""
     homecoming: Layout = field(init=False)
+    packed: bool = False
+    """the rows that leave are where they leave from"""
     leaving: int = 0
     sent: np.ndarray = field(init=False)
     trip: Trip = field(init=False)

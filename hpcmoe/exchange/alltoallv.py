@@ -31,6 +31,10 @@ class Alltoallv:
         self._rows, self._layout = rows, layout
         return rows, layout
 
+    def ahead(self, most: int, units: int) -> np.ndarray:
+        """See `interface.Rows`."""
+        return self._out.take(most, units)
+
     def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`."""
         rows, out = self._rows, self._layout

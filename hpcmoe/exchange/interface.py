@@ -50,6 +50,11 @@ class Rows(Flight, Protocol):
         """
         ...
 
+    def ahead(self, most: int, units: int) -> np.ndarray | None:
+        """The buffer that `room` is going to give for up to `most` rows, which will lie there without gaps: so they can
+        be put there before the host has the counts. None where that is not known yet. Calls no MPI."""
+        ...
+
     def start(self, incoming: Layout, extent: Extent) -> None:
         """Sends what is in the room, and expects `incoming` (a dense layout) from the peers. Collective.
 

@@ -77,6 +77,9 @@ class Persistent:
             self._rows = self._dense.take(self._out.rows, units)
         return self._rows, self._out
 
+    def ahead(self, most: int, units: int) -> None:
+        """See `interface.Rows`: which rung fits is for the counts to say."""
+
     def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`."""
         capacity, units = self._capacity, self._rows.shape[1]

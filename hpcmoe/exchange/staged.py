@@ -43,6 +43,10 @@ class Staged:
         self._rows = self._out.take(self._layout.rows, units)
         return self._rows, self._layout
 
+    def ahead(self, most: int, units: int) -> np.ndarray:
+        """See `interface.Rows`."""
+        return self._out.take(most, units)
+
     def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`.
 

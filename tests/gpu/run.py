@@ -1,6 +1,7 @@
 """`make test-gpu`: the tests of this folder, alone and on ranks that share a GPU under the MPS daemon."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,19 @@ def run(ranks: int, *words: str) -> bool:
                           env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).returncode == 0
 
 
+def run_checked() -> bool:
+    """Whether the kernels' tests pass under compute-sanitizer, which looks at each access to memory; without the MPS
+    daemon, with which it does not go. What it would say of calls that libraries make and expect to fail is left out."""
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    print("\n== on the GPU, kernels under compute-sanitizer", flush=True)
+    if not Path(program).exists():
+        print("skipped: compute-sanitizer is not installed")
+        return True
+    command = [program, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9", sys.executable,
+               str(HERE / "rank.py"), "-m", "pytest", "-q", str(HERE / "test_kernels.py"), *sys.argv[1:]]
+    return subprocess.run(command, timeout=LIMIT, check=False).returncode == 0
+
+
 def main() -> int:
     """0 where all pass, or nothing can be tested."""
     why = missing()
@@ -35,8 +49,10 @@ def main() -> int:
         return 0
     with shared_gpu():
         passed = {ranks: run(ranks, "-q", *sys.argv[1:]) for ranks in (0, *RANKS)}
+    passed[-1] = run_checked()
+    titles = {-1: "checked", 0: "kernels"}
     for ranks, right in passed.items():
-        print(f"{f'{ranks:2} ranks' if ranks else 'kernels '}  {'passed' if right else 'FAILED'}")
+        print(f"{titles.get(ranks, f'{ranks:2} ranks'):8}  {'passed' if right else 'FAILED'}")
     return 0 if all(passed.values()) else 1
 
 

@@ -224,10 +224,13 @@ def test_choice_of_experts(moe, T):
 
 @pytest.mark.parametrize("E, K, R", [(8, 2, 8), (8, 2, 3), (16, 4, 1), (3, 3, 9), (256, 8, 256), (40, 16, 7)])
 @pytest.mark.parametrize("T", [0, 1, 64, 65, 500])
-def test_order_pack_and_combine(E, K, R, T):
+@pytest.mark.parametrize("bulk", [True, False], ids=["copy engines", "threads"])
+def test_order_pack_and_combine(E, K, R, T, bulk, monkeypatch):
     import cupy
 
     from hpcmoe.device import gate, rows
+    if not bulk:
+        monkeypatch.setattr(rows, "copies_in_bulk", lambda: False)
     rng, placement, H = np.random.default_rng(E + T), linear(E, R), 72
     expert = np.argsort(rng.random((T, E)), axis=1)[:, :K].astype(np.int32)
     if T > 64:
@@ -241,6 +244,8 @@ def test_order_pack_and_combine(E, K, R, T):
     from hpcmoe.types import Route
     want = plan_send(Route(expert, weight), placement)
     assert np.array_equal(route.counts, want.counts) and np.array_equal(route.home_counts, want.home_counts)
+    laid = cupy.full(R, 7, np.int32)
+    assert gate.lay(route, laid) and np.array_equal(here(laid), np.cumsum(want.counts) - want.counts)
     x, width = some(rng, T, H), trailer_width(placement, K)
     for gap in (0, 3):
         base = (np.cumsum(want.counts) - want.counts + gap * np.arange(R)).astype(np.int32)
