@@ -141,8 +141,7 @@ def number(names: Sequence[Any]) -> tuple[int, ...]:
 def share_cores(cores: list[tuple[int, ...]], me: int) -> tuple[int, bool]:
     """The BLAS threads of one rank, and whether the ranks of its node outnumber their cores.
 
-    `cores` lists, for each rank of the node, those that it may run on; ranks that the
-    launcher bound have cores of their own, others share what they were given.
+    `cores`: for each rank of the node, those that it may run on. Ranks that the launcher bound have some of their own.
     """
     sharers = cores.count(cores[me])
     return max(1, len(cores[me]) // sharers), sharers > len(cores[me])
