@@ -105,6 +105,7 @@ def execute(run: Run, limit: float, out: Path) -> Outcome:
 
 def _environment(run: Run, folder: Path, scratch: str) -> dict[str, str]:
     env = dict(os.environ, HPCMOE_TEST_RECORDS=str(folder), TMPDIR=scratch)
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile everything again
     env |= {name: os.environ.get(name, value) for name, value in OPEN_MPI.items()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if run.ranks > cores:  # BLAS threads would only take the cores from other ranks
