@@ -58,8 +58,8 @@ def main() -> int:
         for _ in range(ROUNDS):
             step, reading, going, longest = measure(folder)
             lost = longest - step
-            print(f"1 of {RANKS} ranks lost: {lost:.2f} s more than a step of {step:.2f} s, of which reading its experts "
-                  f"{reading:.2f} s; that is {(lost - reading) / step:.1f} steps beside it (they went on after "
+            print(f"1 of {RANKS} ranks lost: {lost:.2f} s more than a step of {step:.2f} s, of which reading its "
+                  f"experts {reading:.2f} s; that is {(lost - reading) / step:.1f} steps beside it (they went on after "
                   f"{going:.2f} s)", flush=True)
     return 0
 
