@@ -11,6 +11,7 @@ from models import TINY, VARIANTS
 from mpi4py import MPI
 
 from hpcmoe import config, launch, reference, tables
+from hpcmoe.engine import inputs
 from hpcmoe.engine import job as life
 from hpcmoe.files import begun, parts, prompts, results
 from hpcmoe.files.drawn import Drawn
@@ -149,7 +150,7 @@ def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
     world = launch.start()
     second = launch.on_root(world, lambda: job(folder, "tiny", "resumed.h5", "checkpoint.every=0"))
     if comm.rank == 0:  # what a job that died after three answers leaves
-        found = life.inputs.read(second)
+        found = inputs.read(second)
         origin = parts.Provenance(second.toml(), found.identity(second), "", 1, ("host",), 1)
         three = tuple(a for a in results.answers(Path(first.output)) if a.prompt in (0, 4, 10))
         parts.write(Path(second.output), 0, 0, 0, parts.Part(three, np.zeros((4, 6), np.int64), ()), origin)
