@@ -97,9 +97,10 @@ def _programs(mpi: str, chosen: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def side_by_side(runs: list[Run]) -> list[list[Run]]:
-    """Which rows run at the same time: Slurm's, which wait for its clocks, beside those in one process."""
-    first = [run for run in runs if run.what in ("unit", "slurm")]
-    return [first, *([run] for run in runs if run not in first)] if len(first) > 1 else [[run] for run in runs]
+    """Which rows run at the same time: those of one process, and Slurm's, which wait for its clocks. None of them has
+    tight limits, and with two cores they take hardly longer."""
+    light = [run for run in runs if run.ranks == 1 and run.what != "launch"]
+    return [light, *([run] for run in runs if run not in light)] if light else [[run] for run in runs]
 
 
 def execute_all(runs: list[Run], limit: float, out: Path) -> list[Outcome]:
