@@ -109,6 +109,7 @@ def start(device: str = "cpu") -> World:
     comm = MPI.COMM_WORLD
     library = " ".join(MPI.Get_library_version().strip("\0").split("\n")[0].split())
     check_launch(comm.size, tasks_by_launcher(), library)
+    meet(comm)  # some begin sooner
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     threads, crowded = share_cores([tuple(sorted(cores)) for cores in node.allgather(os.sched_getaffinity(0))],
                                    node.rank)
@@ -140,8 +141,7 @@ def number(names: Sequence[Any]) -> tuple[int, ...]:
 def share_cores(cores: list[tuple[int, ...]], me: int) -> tuple[int, bool]:
     """The BLAS threads of one rank, and whether the ranks of its node outnumber their cores.
 
-    `cores` lists, for each rank of the node, those that it may run on; ranks that the
-    launcher bound have cores of their own, others share what they were given.
+    `cores`: for each rank of the node, those that it may run on. Ranks that the launcher bound have some of their own.
     """
     sharers = cores.count(cores[me])
     return max(1, len(cores[me]) // sharers), sharers > len(cores[me])
@@ -164,9 +164,9 @@ def check_gpus(world: World) -> None:
             raise Agreed(DeviceError.code, f"rank {rank} on {world.hosts[rank]}: {line}", rank == world.rank)
 
 
-def meet(world: World) -> None:
+def meet(comm: Any) -> None:
     """Returns when all ranks have come here; those that wait leave the cores to the others. Collective."""
-    request = world.comm.Ibarrier()
+    request = comm.Ibarrier()
     while not request.Test():
         time.sleep(NAP)
 
@@ -179,7 +179,7 @@ def on_root(world: World, work: Callable[[], T]) -> T:
             outcome = work(), None
         except HpcmoeError as error:
             outcome = None, error
-    meet(world)
+    meet(world.comm)
     value, failure = world.comm.bcast(outcome)
     if failure is not None:
         raise Agreed(failure.code, str(failure), world.rank == 0)
@@ -193,7 +193,7 @@ def together(world: World, work: Callable[[], T]) -> T:
         value = work()
     except HpcmoeError as error:
         failure = error.code, str(error)
-    meet(world)
+    meet(world.comm)
     failures = world.comm.allgather(failure)
     failed = [rank for rank, f in enumerate(failures) if f]
     if failed:

@@ -65,6 +65,7 @@ class Alarm(Unwatched):
         except Exception:
             problems, rings = [traceback.format_exc()], True
             sent = [self._comm.Isend(np.empty(0, np.uint8), rank) for rank in range(self._comm.size)]
+        launch.meet(self._comm)
         everyone = self._comm.allgather((problems, rings))
         for rank, (_, rang) in enumerate(everyone):
             if rang:
@@ -89,18 +90,23 @@ def conduct(comm, alarm: Alarm, play: Play, examples: SearchStrategy, count: int
     def perform(example: Any) -> list[str]:
         return alarm.together(lambda: play(example))
 
+    def tell(call: tuple[bool, Any] | None = None) -> tuple[bool, Any]:
+        """What rank 0 says: an example, or the verdict."""
+        launch.meet(comm)
+        return comm.bcast(call)
+
     if comm.rank:
-        while (call := comm.bcast(None))[0]:
+        while (call := tell())[0]:
             perform(call[1])
         verdict = call[1]
     else:
         verdict = ""
         try:
-            _lead(lambda example: (comm.bcast((True, example)), perform(example))[1], examples, count, first, alarm)
+            _lead(lambda example: (tell((True, example)), perform(example))[1], examples, count, first, alarm)
         except Exception:
             verdict = traceback.format_exc()
         finally:
-            comm.bcast((False, verdict))
+            tell((False, verdict))
     if verdict:
         pytest.fail(verdict, pytrace=False)
 

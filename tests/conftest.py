@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from hpcmoe import launch
+
 LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 """Where launchers leave a process's rank."""
 
@@ -33,7 +35,7 @@ def shared_tmp(comm: Any, request: pytest.FixtureRequest) -> Iterator[Path]:
     folder = comm.bcast(tempfile.mkdtemp(prefix="hpcmoe-") if comm.rank == 0 else None)
     yield Path(folder)
     if not request.session.testsfailed:  # else the others may be gone, or wait elsewhere
-        comm.Barrier()
+        launch.meet(comm)
     if comm.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -46,6 +48,7 @@ def everywhere(comm: Any) -> Callable[[list[str]], None]:
     """
     def verdict(problems: list[str]) -> None:
         __tracebackhide__ = True
+        launch.meet(comm)
         found = [f"rank {rank}: {problem}" for rank, listed in enumerate(comm.allgather(list(problems)))
                  for problem in listed]
         if found:

@@ -18,7 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from verdict import Outcome, Run, judge, read, report
 
@@ -34,6 +37,8 @@ OPEN_MPI = {
     "OMPI_MCA_hwloc_base_binding_policy": "none", "PRTE_MCA_hwloc_default_binding_policy": "none",
 }
 """As in the Makefile: more ranks than cores, also as root."""
+PRINTED = "printed.txt"
+"""What a row printed that had no terminal."""
 
 
 def options() -> tuple[argparse.Namespace, list[str]]:
@@ -91,20 +96,49 @@ def _programs(mpi: str, chosen: argparse.Namespace) -> tuple[str, list[str]]:
     return str(python), shlex.split(launchers.get(mpi, str(python.with_name("mpiexec"))))
 
 
-def execute(run: Run, limit: float, out: Path) -> Outcome:
-    """Runs one row to its end, or to its time limit."""
-    print(f"\n== {run.title}", flush=True)
+def side_by_side(runs: list[Run]) -> list[list[Run]]:
+    """Which rows run at the same time: those of one process, and Slurm's, which wait for its clocks. None of them has
+    tight limits, and with two cores they take hardly longer."""
+    light = [run for run in runs if run.ranks == 1 and run.what != "launch"]
+    return [light, *([run] for run in runs if run not in light)] if light else [[run] for run in runs]
+
+
+def execute_all(runs: list[Run], limit: float, out: Path) -> list[Outcome]:
+    """Runs some rows at the same time. The first has the terminal; what the others print comes behind it."""
+    first, *others = runs
+    with ThreadPoolExecutor(len(runs)) as pool:
+        begun: list[tuple[subprocess.Popen, str]] = []
+        try:
+            later = [pool.submit(execute, run, limit, out, begun, quiet=True) for run in others]
+            outcomes = [execute(first, limit, out, begun)]
+            for run, future in zip(others, later):
+                outcomes.append(future.result())
+                print(f"\n== {run.title}\n{(out / run.name / PRINTED).read_text(errors='replace')}", end="", flush=True)
+        except BaseException:  # the runner itself is told to end
+            for process, scratch in begun:
+                _end(process, scratch)
+            raise
+    return outcomes
+
+
+def execute(run: Run, limit: float, out: Path, begun: list[tuple[subprocess.Popen, str]],
+            quiet: bool = False) -> Outcome:
+    """Runs one row to its end, or to its time limit; notes what it starts in `begun`. Quiet: prints to `PRINTED`."""
     folder = out / run.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     began = time.time()
-    with tempfile.TemporaryDirectory(prefix="hpcmoe-", ignore_cleanup_errors=True) as scratch:
-        code = _wait(run, limit, _environment(run, folder, scratch), folder)
+    with tempfile.TemporaryDirectory(prefix="hpcmoe-", ignore_cleanup_errors=True) as scratch, ExitStack() as files:
+        if not quiet:
+            print(f"\n== {run.title}", flush=True)
+        printed = files.enter_context((folder / PRINTED).open("w")) if quiet else None
+        code = _wait(run, limit, _environment(run, folder, scratch), folder, begun, printed)
     return judge(run, code, limit, [read(folder, number) for number in range(run.ranks)], folder, time.time() - began)
 
 
 def _environment(run: Run, folder: Path, scratch: str) -> dict[str, str]:
     env = dict(os.environ, HPCMOE_TEST_RECORDS=str(folder), TMPDIR=scratch)
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile everything again
     env |= {name: os.environ.get(name, value) for name, value in OPEN_MPI.items()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if run.ranks > cores:  # BLAS threads would only take the cores from other ranks
@@ -112,12 +146,15 @@ def _environment(run: Run, folder: Path, scratch: str) -> dict[str, str]:
     return env
 
 
-def _wait(run: Run, limit: float, env: dict[str, str], folder: Path) -> int | str:
+def _wait(run: Run, limit: float, env: dict[str, str], folder: Path, begun: list[tuple[subprocess.Popen, str]],
+          printed: IO[str] | None) -> int | str:
     """The exit code; or in words why there is none."""
     try:
-        process = subprocess.Popen(run.command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(run.command, env=env, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed,
+                                   start_new_session=True)
     except OSError as error:
         return f"cannot start {run.command[0]}: {error.strerror}"
+    begun.append((process, env["TMPDIR"]))
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -159,10 +196,12 @@ def _left(process: subprocess.Popen, scratch: str) -> list[int]:
 
 
 def main() -> int:
-    """One row after another, then the report."""
+    """All rows, then the report."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run that is on, too
     chosen, rest = options()
-    return report([execute(run, chosen.limit, chosen.out) for run in plan(chosen, rest)])
+    runs = plan(chosen, rest)
+    outcomes = [outcome for some in side_by_side(runs) for outcome in execute_all(some, chosen.limit, chosen.out)]
+    return report(sorted(outcomes, key=lambda outcome: runs.index(outcome.run)))
 
 
 if __name__ == "__main__":

@@ -73,9 +73,10 @@ class GgufCheckpoint:
 
     def _read(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
+        data = np.asarray(tensor.data)  # views of a memmap are slow to make, and each row or so becomes several
         try:
             with np.errstate(all="ignore"):  # of scales that are no numbers
-                return checked(self._dequantise(tensor.data, tensor.tensor_type), name, self.path)
+                return checked(self._dequantise(data, tensor.tensor_type), name, self.path)
         except NotImplementedError:
             raise InputError(f"{self.path}: tensor {name} is quantised as {tensor.tensor_type.name}, which the gguf "
                              "package does not dequantise") from None

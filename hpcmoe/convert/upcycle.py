@@ -62,7 +62,7 @@ class Slices:
         moe = Moe(experts, experts, self._slice, scale=float(experts))
         self.spec = replace(source.spec, name=f"{source.spec.name}, {experts} slices", dense=None, moe=moe)
         self.tokenizer = source.tokenizer
-        self._cached: tuple[str, np.ndarray] = ("", np.empty(0))
+        self._cached: dict[str, np.ndarray] = {}
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """See `Source`."""
@@ -74,9 +74,11 @@ class Slices:
             yield self._cut(tensor, self._whole(_block(self._source, tensor)))
 
     def _whole(self, tensor: Tensor) -> np.ndarray:
-        if self._cached[0] != tensor.name:
-            self._cached = tensor.name, np.concatenate(list(self._source.blocks(tensor)))
-        return self._cached[1]
+        """Experts have one after another of each of their two tensors, all from the same two."""
+        if tensor.name not in self._cached:
+            self._cached = dict(list(self._cached.items())[-1:])
+            self._cached[tensor.name] = np.concatenate(list(self._source.blocks(tensor)))
+        return self._cached[tensor.name]
 
     def _cut(self, tensor: Tensor, whole: np.ndarray) -> np.ndarray:
         assert tensor.expert is not None

@@ -65,7 +65,7 @@ def _run(world: World, job: Job, plan: Plan, traced: bool, notice: Notice, locke
     stop, held = None, plan.held
     if len(waiting):
         world, stop, held = _answer(world, job, plan, waiting, origin, recorded, notice, locked)
-    meet(world)  # every part is on disk
+    meet(world.comm)  # every part is on disk
     if not stop:
         on_root(world, lambda: _pack(job, plan, held, origin))
     recorded.write(world, beside(Path(job.output)))  # behind the results, which a full disk must not cost

@@ -66,7 +66,7 @@ left = {name: [len(made), sum(one != type(one)() for one in made)] for name, mad
 """Jobs in one process; afterwards how much of each kind was made, how much of it is still there, which calls of
 communicators, requests and datatypes the main thread made, and which another one did."""
 CALLS = {"Dup", "Free", "Create_contiguous", "Alltoallv_init", "Start", "Test", "Ialltoallv", "Iallgather", "Iprobe",
-         "Allreduce", "Barrier", "allgather", "bcast", "rank", "size"}
+         "Allreduce", "Ibarrier", "allgather", "bcast", "rank", "size"}
 """Some that every rank makes."""
 RANKS = 4
 JOBS = ("exchange.mode=alltoallv", "exchange.mode=persistent", "exchange.mode=auto", "exchange.transport=staged")

@@ -11,6 +11,7 @@ from models import TINY, VARIANTS
 from mpi4py import MPI
 
 from hpcmoe import config, launch, reference, tables
+from hpcmoe.engine import inputs
 from hpcmoe.engine import job as life
 from hpcmoe.files import begun, parts, prompts, results
 from hpcmoe.files.drawn import Drawn
@@ -31,7 +32,7 @@ def folder(comm, shared_tmp) -> Path:
         prompts.write(shared_tmp / "prompts.h5", [f"p{i}" for i in range(len(lists))], lists)
         for name, spec in VARIANTS.items():
             (shared_tmp / f"{name}.toml").write_text(tables.dump(replace(spec, eos=(5, 60))))
-    comm.Barrier()
+    launch.meet(comm)
     return shared_tmp
 
 
@@ -47,8 +48,9 @@ def job(folder: Path, name: str, output: str, *overrides: str) -> config.Job:
 
 def run(comm, folder: Path, name: str, output: str, *overrides: str) -> tuple[config.Job, life.End]:
     """Runs a job on all ranks."""
-    chosen = comm.bcast(job(folder, name, output, *overrides) if comm.rank == 0 else None)
-    return chosen, life.run(launch.start(), chosen, overwrite=False)[0]
+    world = launch.start()
+    chosen = launch.on_root(world, lambda: job(folder, name, output, *overrides))
+    return chosen, life.run(world, chosen, overwrite=False)[0]
 
 
 def wanted(folder: Path, name: str) -> list[list[int]]:
@@ -136,23 +138,24 @@ def test_the_file_tells_what_happened(comm, folder, everywhere):
 def test_a_finished_job_is_left_alone(comm, folder, everywhere):
     run(comm, folder, "tiny", "twice.h5")
     before = (folder / "twice.h5").stat().st_mtime_ns
-    comm.Barrier()
+    launch.meet(comm)
     _, end = run(comm, folder, "tiny", "twice.h5")
-    comm.Barrier()
+    launch.meet(comm)
     same = end is life.End.NOTHING_TO_DO and (folder / "twice.h5").stat().st_mtime_ns == before
     everywhere([] if same else ["it ran again"])
 
 
 def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
     first, _ = run(comm, folder, "tiny", "whole.h5")
-    second = comm.bcast(job(folder, "tiny", "resumed.h5", "checkpoint.every=0") if comm.rank == 0 else None)
+    world = launch.start()
+    second = launch.on_root(world, lambda: job(folder, "tiny", "resumed.h5", "checkpoint.every=0"))
     if comm.rank == 0:  # what a job that died after three answers leaves
-        found = life.inputs.read(second)
+        found = inputs.read(second)
         origin = parts.Provenance(second.toml(), found.identity(second), "", 1, ("host",), 1)
         three = tuple(a for a in results.answers(Path(first.output)) if a.prompt in (0, 4, 10))
         parts.write(Path(second.output), 0, 0, 0, parts.Part(three, np.zeros((4, 6), np.int64), ()), origin)
-    comm.Barrier()
-    life.run(launch.start(), second, overwrite=False)
+    launch.meet(comm)
+    life.run(world, second, overwrite=False)
     problems = []
     if comm.rank == 0:
         whole, resumed = (results.answers(Path(j.output)) for j in (first, second))
@@ -192,7 +195,7 @@ def test_a_job_that_is_told_to_end_goes_on_and_comes_to_the_same_bits(comm, fold
         told = After(steps if comm.rank == comm.size - 1 else 10**6)
         ends.append(life.run(launch.start(), again, overwrite=False, notice=told)[0])
         saved += len(begun.files(Path(again.output)))
-        comm.Barrier()
+        launch.meet(comm)
     problems = [] if life.End.CHECKPOINTED in ends and (saved or mode == "score") else [f"{ends}, {saved} files"]
     if comm.rank == 0:
         life.run(alone, again, overwrite=False)

@@ -40,7 +40,7 @@ def job(comm, shared_tmp) -> Path:
         (shared_tmp / "spec.toml").write_text(tables.dump(TINY))
         prompts.write(shared_tmp / "p.h5", ["a", "b"], [np.array([1, 2, 3], np.int32)] * 2)
         path.write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\nprobe = "probe.h5"\n')
-    comm.Barrier()
+    launch.meet(comm)
     return path
 
 
@@ -111,7 +111,7 @@ def test_launch_findings_are_the_same_on_all_ranks(world, everywhere):
 
 def test_a_probe_is_written_and_a_run_goes_by_it(world, everywhere, job):
     code = page.run(job, (), None)
-    world.comm.Barrier()
+    launch.meet(world.comm)
     found, resolved = probe.read(job.with_name("probe.h5")), config.load(job)
     problems = [] if code == 0 and found.verdicts == EVERYTHING else [f"{code}, {found}"]
     if (found.speeds is None) != (world.size == 1) or (found.cuts is None) != (world.size == 1):

@@ -35,15 +35,15 @@ def folder(comm, shared_tmp) -> Path:
         prompts.write(shared / "p.h5", list("abcde"), [rng.integers(0, 97, n).astype(np.int32)
                                                            for n in (3, 9, 1, 5, 2)])
         (shared / "job.toml").write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "o.h5"\n')
-    comm.Barrier()
+    launch.meet(comm)
     return shared
 
 
 def run(comm, folder: Path, output: str, *overrides: str, traced: bool = True, nodes: tuple[int, ...] = ()) -> Path:
     """Runs the job on all ranks; `nodes` is what the ranks are to believe of each other."""
     settings = (f"output='{folder / output}'", "generate.max_new_tokens=4", "compute.dtype=float32", *overrides)
-    job = comm.bcast(config.load(folder / "job.toml", settings) if comm.rank == 0 else None)
     world = launch.start()
+    job = launch.on_root(world, lambda: config.load(folder / "job.toml", settings))
     life.run(replace(world, nodes=nodes or world.nodes), job, overwrite=False, traced=traced)
     return Path(job.output)
 
@@ -182,6 +182,6 @@ def test_clocks_of_one_node_are_one(comm, everywhere):
 def test_a_trace_of_what_was_left(comm, folder, everywhere):
     """Of a job that is done already nothing is written."""
     output = run(comm, folder, "twice.h5", traced=False)
-    comm.Barrier()
+    launch.meet(comm)
     run(comm, folder, "twice.h5")
     everywhere(["a trace of nothing"] if beside(output).exists() else [])

@@ -83,6 +83,20 @@ if os.environ.get("PMI_RANK", os.environ.get("PMIX_RANK")) == "1":
 """
 
 
+MEETS = """
+import time
+from pathlib import Path
+
+def test_meets():
+    Path("{me}").touch()
+    end = time.monotonic() + 30
+    while not Path("{other}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert "{me}" == "unit", "slow work"
+"""
+
+
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
     """An empty suite with our conftest; as tests/, it has a folder for each kind."""
@@ -123,6 +137,17 @@ class TestOneProcess:
         assert "FAILED, unit tests: suite/unit/test_mixed.py::test_fails\n" in ended.stdout
         assert "one is not two" in ended.stdout and "said before" in ended.stdout
         assert (suite / "records" / "unit" / "rank-0.xml").exists()
+
+    def test_slurm_runs_beside_unit_and_prints_behind_it(self, suite):
+        """Each waits for the other."""
+        (suite / "slurm").mkdir()
+        for me, other in ("unit", "slurm"), ("slurm", "unit"):
+            (suite / me / f"test_{me}.py").write_text(MEETS.format(me=me, other=other))
+        ended = run(suite, "--unit", "--slurm")
+        assert row(ended, "unit", "-", "1") == ["1", "0", "0"] and row(ended, "slurm", "-", "1") == ["0", "1", "0"]
+        unit, _, slurm = ended.stdout.partition("\n== slurm tests\n")
+        assert "== unit tests" in unit and unit.count("slow work") == 0 and "slow work" in slurm
+        assert last_line(ended) == "1 passed, 1 failed, 0 skipped" and ended.returncode == 1
 
     def test_in_ci_a_missing_install_is_a_failure(self, suite):
         (suite / "unit" / "test_mixed.py").write_text(MIXED)
