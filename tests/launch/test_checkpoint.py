@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from launched import Running, mpiexec, wait_for
+from launched import Running, answers, mpiexec, wait_for
 from models import TINY
 
 from hpcmoe import config, tables
@@ -37,27 +36,20 @@ def job(tmp_path: Path) -> Path:
     return make(tmp_path)
 
 
-def answers(output: Path) -> dict[str, bytes]:
-    """The bits of all answers; and that each prompt is there once."""
-    with h5py.File(output) as file:
-        assert file["prompt"][:].tolist() == list(range(PROMPTS))
-        return {name: file[name][:].tobytes() for name in ("tokens/data", "tokens/offsets", "logprobs/data")}
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     """The answers of a run in which nothing happens, on one rank."""
     job = make(tmp_path_factory.mktemp("undisturbed"))
     ended = mpiexec(1, "-m", "hpcmoe", "run", str(job))
     assert ended.returncode == 0, ended.stderr
-    return answers(job.with_name("out.h5"))
+    return answers(job.with_name("out.h5"), PROMPTS)
 
 
 def go_on(job: Path, undisturbed: dict[str, bytes], ranks: int = 3, *arguments: str) -> str:
     """Runs the job to its end, which leaves the right answers and nothing else; what it said."""
     ended = mpiexec(ranks, "-m", "hpcmoe", "run", str(job), *arguments)
     assert ended.returncode == 0, ended.stderr
-    assert answers(job.with_name("out.h5")) == undisturbed
+    assert answers(job.with_name("out.h5"), PROMPTS) == undisturbed
     assert [path.name for path in job.parent.glob("*out.h5*")] == ["out.h5"]
     return ended.stderr
 
