@@ -14,6 +14,7 @@ from helpers import MOE, Given, all_files, answer, damage, put_part, put_prompts
 
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import h5, model, parts, place, prompts, results
+from hpcmoe.files.disk import Disk
 from hpcmoe.files.model import ModelFile
 
 
@@ -112,6 +113,26 @@ class TestDisk:
                 assert str(error).endswith("cannot be written: No space left on device")
                 assert count >= first and not list((tmp_path / "o.h5.parts").iterdir())
         assert count > 40
+
+    def test_hdf5_reads_again_what_was_not_written(self, tmp_path, monkeypatch):
+        """It crashes where something else is there: whatever its buffer held."""
+        disk, whole = Disk(tmp_path / "x"), os.pwrite
+        assert disk.write(memoryview(b"abcdef")) == 6
+
+        def half(handle, data, at):
+            if len(data) < 4:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return whole(handle, data[:3], at)
+        monkeypatch.setattr(os, "pwrite", half)
+        for at, data in (4, b"EFGHI"), (20, b"xyz"), (8, b"I"):  # the first half comes through
+            disk.seek(at)
+            assert disk.write(memoryview(data)) == len(data) and disk.tell() == at + len(data)
+        assert disk.failure
+        read = bytearray(b"?" * 25)
+        disk.seek(0)
+        assert disk.readinto(memoryview(read)) == 25 and read == b"abcdEFGHI" + bytes(11) + b"xyz" + bytes(2)
+        disk.close()
+        assert (tmp_path / "x").read_bytes() == b"abcdEFG"
 
     def test_a_disk_that_takes_a_little_at_a_time(self, tmp_path, monkeypatch):
         whole = os.pwrite
