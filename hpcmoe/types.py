@@ -50,41 +50,6 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Who holds what in one layer: a table of S slots, ascending by rank.
-
-    A slot holds one expert, or one of its replicas, or one shard of it.
-    """
-
-    ranks: int
-    rank: np.ndarray
-    """`[S]` int32: the rank that has the slot"""
-    expert: np.ndarray
-    """`[S]` int32: the expert that is in it"""
-
-    @cached_property
-    def first(self) -> np.ndarray:
-        """`[R + 1]` int32: the first slot of each rank; its last entry is S."""
-        return np.searchsorted(self.rank, np.arange(self.ranks + 1)).astype(np.int32)
-
-    @cached_property
-    def slot(self) -> np.ndarray:
-        """`[E]` int32: the slot of each expert."""
-        slot = np.full(int(self.expert.max(initial=-1)) + 1, -1, np.int32)
-        slot[self.expert] = np.arange(len(self.expert))
-        return slot
-
-    @cached_property
-    def most(self) -> int:
-        """The largest number of slots on a rank."""
-        return int(np.diff(self.first).max(initial=0))
-
-    def held_by(self, rank: int) -> list[int]:
-        """The experts in the slots of `rank`, in the order of its slots."""
-        return [int(e) for e in self.expert[self.first[rank]:self.first[rank + 1]]]
-
-
-@dataclass(frozen=True)
 class Layout:
     """Where the rows for each rank, or from each, lie in a buffer: block after block, with gaps or without.
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from hpcmoe.device.cuda import launch, pinned
 from hpcmoe.device.scratch import TILE
+from hpcmoe.slots import Placement
 from hpcmoe.spec import Moe
-from hpcmoe.types import Placement
 
 SCORES = ("softmax", "sigmoid", "softmax_of_chosen")
 PER_LANE = (8, 32, 128)

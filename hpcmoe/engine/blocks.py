@@ -16,8 +16,8 @@ from hpcmoe.device.swiglu import swiglu, weigh
 from hpcmoe.engine.room import Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.model.weights import Shared, Weights
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Placement
 
 
 class Blocks:

@@ -32,7 +32,7 @@ from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, shrink, together
 from hpcmoe.notice import DEATH, Notice
 from hpcmoe.placement.plan import inherit
-from hpcmoe.types import Placement
+from hpcmoe.slots import Placement
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
 from hpcmoe.model.weights import Held, Weights
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Placement
 
 
 class RankSegments(Segments, Protocol):

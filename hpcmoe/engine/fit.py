@@ -12,8 +12,8 @@ from hpcmoe.config import Job
 from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, plan_memory, plan_sizes
 from hpcmoe.errors import DeviceError, size
 from hpcmoe.launch import Agreed, World
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Placement
 
 FULL = 2
 """cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY."""

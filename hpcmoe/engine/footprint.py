@@ -10,8 +10,8 @@ from math import prod
 from hpcmoe.device.scratch import BLOCK, LOGITS, RECURRING, TILE, WORKSPACE, parts, whole_blocks
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec, Tensor
-from hpcmoe.types import Placement
 
 GRANULE = 1 << 21
 """Bytes of a page of CUDA's: what is larger than half of one takes whole pages."""

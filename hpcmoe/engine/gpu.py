@@ -30,8 +30,9 @@ from hpcmoe.exchange.route import plan_receive, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels.choice import uniform
 from hpcmoe.model.weights import Swiglu, Weights
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Outcome, Placement, dense
+from hpcmoe.types import Batch, Outcome, dense
 
 
 class GpuSegments:

@@ -12,8 +12,8 @@ from hpcmoe.exchange.interface import MOST, PIECE
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
 from hpcmoe.placement.plan import linear, with_spare
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec, Moe
-from hpcmoe.types import Placement
 
 CPU_WEIGHT = 4
 """Bytes of a weight on a CPU, whatever the dtype: see `array`."""

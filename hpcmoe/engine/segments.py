@@ -24,8 +24,9 @@ from hpcmoe.model.expert import experts, feed_forward, shared
 from hpcmoe.model.gate import gate
 from hpcmoe.model.head import head
 from hpcmoe.model.weights import Shared, Weights
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Layout, Outcome, Placement, Route, SendPlan, dense
+from hpcmoe.types import Batch, Layout, Outcome, Route, SendPlan, dense
 
 LOGITS = 1 << 23
 """Logits that are held at once."""

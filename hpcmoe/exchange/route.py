@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from hpcmoe.types import Placement, ReceivePlan, Route, SendPlan
+from hpcmoe.slots import Placement
+from hpcmoe.types import ReceivePlan, Route, SendPlan
 
 TRAILER = 8
 """A trailer's width is a multiple of this: 16 bytes of int16."""

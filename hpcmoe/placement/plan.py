@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpcmoe.types import Placement
+from hpcmoe.slots import Placement
 
 
 def linear(experts: int, ranks: int) -> Placement:

@@ -15,8 +15,8 @@ from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, place, plan_memory,
 from hpcmoe.errors import JobError
 from hpcmoe.files import lock
 from hpcmoe.report import text
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Placement
 
 MANY = 1 << 20
 """Sequences that are tried with a spec at most."""
