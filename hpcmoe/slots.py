@@ -1,6 +1,6 @@
 """Who holds what, and what is known when that is decided: slots, the routing of an earlier run, the network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,6 +61,21 @@ class Placement:
 
 Placements = Sequence[Placement]
 """`[L]`: one for each layer; those of dense layers mean nothing"""
+
+
+def most(placements: Placements) -> int:
+    """The largest number of slots that a rank has in any layer."""
+    return max(placement.most for placement in placements)
+
+
+def held_by(placements: Placements, rank: int) -> Callable[[int], list[int]]:
+    """layer -> the experts in the slots of `rank` there, in their order."""
+    return lambda layer: placements[layer].held_by(rank)
+
+
+def fullest(placements: Placements) -> int:
+    """The rank with the most slots in all layers; the lowest at a tie."""
+    return int(np.sum([np.diff(placement.first) for placement in placements], axis=0).argmax())
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,16 @@ class ReceivePlan:
     """`[R]` int64: rows that return to each rank"""
 
 
+SAMPLED = 4
+"""Tokens of a micro-batch whose experts are kept, at most."""
+
+
+def sampled(tokens: int) -> np.ndarray:
+    """`[s]` int64: which tokens of a micro-batch of T are sampled, as far apart as can be."""
+    count = min(SAMPLED, tokens)
+    return -(-np.arange(count) * tokens // max(count, 1))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a micro-batch came to: one entry for each wanted row."""
@@ -189,6 +199,8 @@ class Outcome:
     """`[B]` float32: its log-probability"""
     load: np.ndarray
     """`[L, E]` int64: (token, k) pairs that were sent to each expert; zeros for dense layers"""
+    sample: np.ndarray
+    """`[s, L, K]` int16: the experts of `sampled(T)` tokens in each layer; -1 in dense layers"""
     logits: np.ndarray | None = field(default=None, repr=False)
     """`[B, V]` float32, where they were asked for"""
 

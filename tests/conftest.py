@@ -14,9 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from hpcmoe import launch
+
+hypothesis.settings.register_profile("hpcmoe", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("hpcmoe")
 
 LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 """Where launchers leave a process's rank."""

@@ -16,6 +16,7 @@ from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
+from hpcmoe.slots import held_by
 from hpcmoe.types import MODES, TRANSPORTS, Batch, Outcome, Speeds
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -44,11 +45,11 @@ class Rig:
                  course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None,
                  device: bool = False) -> None:
         """`device`: on a GPU, in bfloat16."""
-        kind, placement = array.DTYPES["bfloat16" if device else dtype], place(source.spec, comm.size)
+        kind, placements = array.DTYPES["bfloat16" if device else dtype], place(source.spec, comm.size)
         self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
         way = replace(course.way, memory="device" if device else "host")
-        held = engine.load(source, lambda n: placement.held_by(comm.rank), kind, way.memory)
-        self.segments = engine.open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placement,
+        held = engine.load(source, held_by(placements, comm.rank), kind, way.memory)
+        self.segments = engine.open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placements,
                                              Sizes(slots, slots * length, length), Generate(), kind, way,
                                              micro_batches, overlapped=course.schedule == "overlapped",
                                              keep_logits=True)

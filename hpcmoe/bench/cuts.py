@@ -15,6 +15,7 @@ from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.launch import World
+from hpcmoe.slots import held_by
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Cuts, Span
 
@@ -29,12 +30,12 @@ def measure_cuts(world: World, model: ModelSpec, job: Job, way: Way, most: int) 
     """Steps of 1, 4, 16, … tokens on each rank, `most` at most, through a few of the model's layers. Collective."""
     first = min(model.moe_layers, default=0)
     shallow = replace(model, layers=min(model.layers, first + LAYERS))
-    dtype, placement = array.DTYPES[job.compute.dtype], place(shallow, world.size)
-    held = device.load(Drawn(shallow, 0), lambda n: placement.held_by(world.rank), dtype, way.memory)
+    dtype, placements = array.DTYPES[job.compute.dtype], place(shallow, world.size)
+    held = device.load(Drawn(shallow, 0), held_by(placements, world.rank), dtype, way.memory)
     rows = [4 ** power for power in range(most.bit_length()) if 4 ** power <= most]
     open_both = {}
     for parts in (1, 2):
-        segments = device.open_segments(world.comm, Unwatched(world.idle), shallow, held, placement,
+        segments = device.open_segments(world.comm, Unwatched(world.idle), shallow, held, placements,
                                         Sizes(SEQUENCES, most, -(-most // SEQUENCES)), Generate(), dtype, way, parts,
                                         overlapped=parts > 1)
         open_both[parts] = segments, schedule.overlapped if parts > 1 else schedule.serial

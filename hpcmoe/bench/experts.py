@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcmoe.array import FLOAT32
-from hpcmoe.exchange.route import plan_receive, plan_send
+from hpcmoe.exchange.route import plan_receive, plan_send, trailer_width
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.kernels.combine import combine
 from hpcmoe.kernels.pack import pack, trailer, unpack
@@ -73,14 +73,14 @@ def _figures(blocks: dict[str, Block], x: np.ndarray, threads: int) -> list[Figu
 def ours(moe: Moe, layer: Layer) -> Block:
     """The way of rows on a rank that holds all experts: everything but MPI."""
     placement = linear(moe.experts, 1)
+    width = trailer_width(placement.most, moe.top_k)
     assert layer.gate is not None
 
     def block(x: np.ndarray) -> np.ndarray:
         assert layer.gate is not None
         hidden = x.shape[1]
         route = gate(moe, layer.gate, x)
-        plan = plan_send(route, placement)
-        width = plan.trailer.shape[1]
+        plan = plan_send(placement.slot[route.expert], placement, width)
         message = np.empty((len(plan.token), 2 * hidden + width), np.uint16)
         pack(x, plan.token, plan.trailer, message)
         received = plan_receive(plan.counts, trailer(message, hidden, FLOAT32, width), moe.experts)

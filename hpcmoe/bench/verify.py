@@ -16,6 +16,7 @@ from hpcmoe.errors import JobError
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
+from hpcmoe.slots import held_by
 from hpcmoe.types import Outcome
 
 Judge = Callable[[np.ndarray], np.ndarray]
@@ -69,9 +70,9 @@ def verify(job: Job, count: int, new: int, checkpoint: Path | None) -> list[Comp
 def _open(job: Job, source: Source, length: int) -> RankSegments:
     """The whole model in this process, with room for one sequence."""
     from mpi4py import MPI
-    placement, dtype = place(source.spec, 1), array.DTYPES[job.compute.dtype]
-    held = device.load(source, lambda n: placement.held_by(0), dtype, "host")
-    return device.open_segments(MPI.COMM_SELF, Unwatched(launch.spin), source.spec, held, placement,
+    placements, dtype = place(source.spec, 1), array.DTYPES[job.compute.dtype]
+    held = device.load(source, held_by(placements, 0), dtype, "host")
+    return device.open_segments(MPI.COMM_SELF, Unwatched(launch.spin), source.spec, held, placements,
                                 Sizes(1, 0, length), job.generate, dtype, Way(), keep_logits=True)
 
 

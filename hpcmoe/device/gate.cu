@@ -33,12 +33,13 @@ __device__ __forceinline__ unsigned ordered(float value) {
 }
 
 // A warp per token, whose lanes hold PER experts each: E up to 32 PER. logits [T, E], bias [E] or null, expert and weight
-// [T, K], load [E] (added to). Dynamic shared memory: K floats for each warp of the block; E + groups more with groups.
+// [T, K], load [E] (added to). The experts of so many `sampled` tokens go to sample, `apart` values from one another.
+// Dynamic shared memory: K floats for each warp of the block; E + groups more with groups.
 template <int PER>
 __device__ __forceinline__ void choose_from(const float *logits, const float *bias, int *expert, float *weight,
                                             unsigned long long *load, int T, int E, int K, int score, int groups,
                                             int groups_kept, int counted, int renormalise, int round_logits,
-                                            int round_weights, float scale) {
+                                            int round_weights, float scale, short *sample, int sampled, int apart) {
     extern __shared__ float memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = blockIdx.x * (blockDim.x / 32) + warp;
     if (t >= T) return;
@@ -92,6 +93,8 @@ __device__ __forceinline__ void choose_from(const float *logits, const float *bi
             if (lane + 32 * i < E && of_group[(lane + 32 * i) / width] != -INFINITY) keys[i] = ordered(-INFINITY);
     }
     float total = 0, highest = -INFINITY;
+    int nth = (int)((long long)t * sampled / T);  // as types.sampled
+    bool is_sampled = sampled && ((long long)nth * T + sampled - 1) / sampled == t;
     for (int k = 0; k < K; k++) {
         unsigned best = 0;
         int at = 0x7fffffff;
@@ -106,6 +109,7 @@ __device__ __forceinline__ void choose_from(const float *logits, const float *bi
         if (lane == 0) {
             weights[k] = chosen;
             expert[(long long)t * K + k] = e;
+            if (is_sampled) sample[nth * apart + k] = e;
             atomicAdd(load + e, 1ull);
         }
         total += chosen;
@@ -130,9 +134,9 @@ __device__ __forceinline__ void choose_from(const float *logits, const float *bi
     extern "C" __global__ void choose_##PER( \
         const float *logits, const float *bias, int *expert, float *weight, unsigned long long *load, int T, int E, \
         int K, int score, int groups, int groups_kept, int counted, int renormalise, int round_logits, \
-        int round_weights, float scale) { \
+        int round_weights, float scale, short *sample, int sampled, int apart) { \
         choose_from<PER>(logits, bias, expert, weight, load, T, E, K, score, groups, groups_kept, counted, \
-                         renormalise, round_logits, round_weights, scale); \
+                         renormalise, round_logits, round_weights, scale, sample, sampled, apart); \
     }
 CHOOSE(8)
 CHOOSE(32)
@@ -219,6 +223,17 @@ extern "C" __global__ void lay(const long long *counts, int *base, int R) {
     }
     __syncthreads();
     if (r < R) base[r] = r ? sums[from + r - 1] : 0;
+}
+
+// The slot of each of `count` (token, k)s: an expert's rows go to its replicas block by block, the first ones of which
+// take the odd rows. nth: among the expert's rows; counts [E]: rows of each expert; near [E, C], copies [E].
+extern "C" __global__ void spread(const int *expert, const int *nth, const long long *counts, const int *copies,
+                                  const int *near, int *slot, int count, int C) {
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+        int e = expert[i], at = nth[i], each = (int)(counts[e] / copies[e]), odd = (int)(counts[e] % copies[e]);
+        int longer = odd * (each + 1);
+        slot[i] = near[e * C + (at < longer ? at / (each + 1) : odd + (at - longer) / each)];
+    }
 }
 
 // A block per TILE tokens. For each (token, k): its rank; its row among those that leave for it, -1 where an earlier k

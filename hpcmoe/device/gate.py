@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import cupy
 import numpy as np
 
-from hpcmoe.device.cuda import launch, pinned
+from hpcmoe.device.cuda import THREADS, launch, pinned
 from hpcmoe.device.scratch import TILE
 from hpcmoe.slots import Placement
 from hpcmoe.spec import Moe
+from hpcmoe.types import SAMPLED
 
 SCORES = ("softmax", "sigmoid", "softmax_of_chosen")
 PER_LANE = (8, 32, 128)
@@ -27,7 +28,7 @@ class Route:
     """Where a micro-batch's tokens go; room for T of them, of which the first ones count."""
 
     expert: cupy.ndarray
-    """`[T, K]` int32"""
+    """`[T, K]` int32; their slots, where experts have replicas"""
     weight: cupy.ndarray
     """`[T, K]` float32"""
     rank: cupy.ndarray
@@ -53,32 +54,54 @@ def make_route(tokens: int, top_k: int, ranks: int) -> Route:
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """Which slots an expert's rows go to."""
+
+    itself: cupy.ndarray
+    """`[E]` int32: 0, 1, 2, …"""
+    copies: cupy.ndarray
+    """`[E]` int32"""
+    near: cupy.ndarray
+    """`[E, C]` int32: as in `exchange.replicas.Near`"""
+
+
+@dataclass(frozen=True)
 class Map:
-    """A placement on the device."""
+    """A placement on the device: where what a token chose is. That is a slot where experts have replicas; else, as n
+    is then E, the expert itself."""
 
     rank: cupy.ndarray
-    """`[E]` int32: the rank of each expert"""
+    """`[n]` int32"""
     local: cupy.ndarray
-    """`[E]` int16: its slot there"""
+    """`[n]` int16: the slot on that rank"""
+    replicas: Replicas | None
 
 
-def make_map(placement: Placement) -> Map:
-    """Of the experts of one layer."""
-    rank = placement.rank[placement.slot]
-    return Map(cupy.asarray(rank.astype(np.int32)),
-               cupy.asarray((placement.slot - placement.first[rank]).astype(np.int16)))
+def make_map(placement: Placement, near: np.ndarray) -> Map:
+    """Of the experts of one layer; near `[E, C]` int32 is that of the rank."""
+    slot = np.arange(len(placement.rank)) if placement.replicated else placement.slot
+    rank, replicas = placement.rank[slot], None
+    if placement.replicated:
+        E = len(placement.copies)
+        replicas = Replicas(*(cupy.asarray(a.astype(np.int32)) for a in (np.arange(E), placement.copies, near)))
+    return Map(cupy.asarray(rank.astype(np.int32)), cupy.asarray((slot - placement.first[rank]).astype(np.int16)),
+               replicas)
 
 
-def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Route, load: cupy.ndarray) -> None:
-    """The top K experts of each token, from logits `[T, E]` float32; load `[E]` uint64 counts them."""
+def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Route, load: cupy.ndarray,
+           sample: cupy.ndarray) -> None:
+    """The top K experts of each token, from logits `[T, E]` float32; load `[E]` uint64 counts them.
+
+    sample `[s, K]` int16 gets those of the tokens `types.sampled(T)`, of which there are `s` or fewer.
+    """
     T, E = logits.shape
     groups, counted = moe.groups, 1 if moe.group_score == "max" or moe.groups == E else 2
     held = moe.top_k + (E + groups if groups > 1 else 0)
     warps = max(1, min(4, 48 * 1024 // (4 * held)))
     launch(f"gate.choose_{next(per for per in PER_LANE if 32 * per >= E)}", -(-T // warps), logits, bias, route.expert,
            route.weight, load, T, E, moe.top_k, SCORES.index(moe.score), groups, moe.groups_kept, counted,
-           moe.renormalise, moe.round_logits, moe.round_weights, float(moe.scale), threads=32 * warps,
-           shared=4 * warps * held)
+           moe.renormalise, moe.round_logits, moe.round_weights, float(moe.scale), sample, min(SAMPLED, T),
+           sample.strides[0] // 2, threads=32 * warps, shared=4 * warps * held)
 
 
 def lay(route: Route, base: cupy.ndarray) -> bool:
@@ -90,15 +113,22 @@ def lay(route: Route, base: cupy.ndarray) -> bool:
     return threads <= MOST_LAID
 
 
-def order(route: Route, at: Map, tokens: int, ranks: int) -> None:
+def spread(chosen: Route, replicas: Replicas, tokens: int, route: Route) -> None:
+    """The experts that the first `tokens` tokens chose, `order`ed as if each were a rank, become slots of `route`."""
+    count, C = tokens * chosen.expert.shape[1], replicas.near.shape[1]
+    launch("gate.spread", -(-count // THREADS), chosen.expert, chosen.home, chosen.home_counts, replicas.copies,
+           replicas.near, route.expert, count, C, threads=THREADS)
+
+
+def order(route: Route, rank: cupy.ndarray, tokens: int, ranks: int) -> None:
     """Rows and answers of the first `tokens` tokens by (rank, token, k); the counts reach the host behind it."""
     K = route.expert.shape[1]
     tiles, looked_up = -(-tokens // TILE), 2 * TILE * K
     warps = max(1, min(8, MOST_SHARED // (4 * ranks) - 3))
     rows, homes = route.tiles
-    launch("gate.count_tiles", tiles, route.expert, at.rank, rows, homes, tokens, K, ranks,
+    launch("gate.count_tiles", tiles, route.expert, rank, rows, homes, tokens, K, ranks,
            shared=8 * ranks + looked_up)
     launch("gate.sum_tiles", (-(-ranks // 32), 2), rows, homes, route.counts, route.home_counts, tiles, ranks,
            threads=32 * min(SUMMERS, max(1, tiles)))
-    launch("gate.place", tiles, route.expert, at.rank, rows, homes, route.rank, route.row, route.home, tokens, K, ranks,
+    launch("gate.place", tiles, route.expert, rank, rows, homes, route.rank, route.row, route.home, tokens, K, ranks,
            threads=32 * warps, shared=4 * (2 + warps) * ranks + looked_up)

@@ -1,5 +1,6 @@
 """What a GPU computes between two exchanges: embedding, attention, dense blocks, gates. A graph, if it recurs."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import cupy
@@ -8,27 +9,31 @@ import numpy as np
 from hpcmoe.device import attention, norm, rows
 from hpcmoe.device.attending import Attending
 from hpcmoe.device.attention import KvCache
-from hpcmoe.device.gate import Map, choose, make_map, order
+from hpcmoe.device.gate import Map, choose, make_map, order, spread
 from hpcmoe.device.gemm import Gemm
 from hpcmoe.device.graph import Graphs
 from hpcmoe.device.scratch import BLOCK, RECURRING
 from hpcmoe.device.swiglu import swiglu, weigh
 from hpcmoe.engine.room import Work
 from hpcmoe.engine.timer import Timer
+from hpcmoe.exchange.replicas import Near
 from hpcmoe.model.weights import Shared, Weights
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements
 from hpcmoe.spec import ModelSpec
 
 
 class Blocks:
     """A rank's layers but for their exchanges, on one stream, which is current in all calls."""
 
-    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement,
+    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, near: Sequence[Near],
                  stream: cupy.cuda.Stream, timer: Timer) -> None:
-        self.model, self.weights, self._cache, self._ranks, self._timer = model, weights, cache, placement.ranks, timer
+        """near `[L]`: of each layer's replicas."""
+        self.model, self.weights, self._cache, self._timer = model, weights, cache, timer
+        self._ranks = placements[0].ranks
         self.gemm, self._attending, self._graphs = Gemm(), Attending(model, cache, stream), Graphs(stream)
-        self.map: Map | None = make_map(placement) if model.moe else None
-        self.at_home = placement.ranks == 1 and model.experts == 1
+        made = {id(placement): make_map(placement, to.slot) for placement, to in zip(placements, near) if model.moe}
+        self.maps: list[Map | None] = [made.get(id(placement)) for placement in placements]
+        self.at_home = self._ranks == 1 and model.experts == 1
         """whether rows never leave: the rank has the only expert, so nobody needs to be told of counts"""
 
     @property
@@ -108,11 +113,18 @@ class Blocks:
 
     def _gate(self, work: Work, normed: cupy.ndarray) -> None:
         weights, route = self.weights.layers[work.layer].gate, work.room.route
-        assert weights is not None and self.map is not None
-        with self.stage("gate", work, work.batch.rows):
+        at, T = self.maps[work.layer], work.batch.rows
+        assert weights is not None and at is not None
+        with self.stage("gate", work, T):
             logits = self.gemm(normed, weights.weight, dtype=np.float32)
-            choose(self._moe, logits, weights.bias, route, work.room.load[work.layer])
-            order(route, self.map, work.batch.rows, self._ranks)
+            chosen = work.room.chosen if at.replicas else route
+            assert chosen is not None
+            choose(self._moe, logits, weights.bias, chosen, work.room.load[work.layer],
+                   work.room.sample[:, work.layer])
+            if at.replicas:
+                order(chosen, at.replicas.itself, T, self._moe.experts)
+                spread(chosen, at.replicas, T, route)
+            order(route, at.rank, T, self._ranks)
 
     def shared(self, weights: Shared, normed: cupy.ndarray) -> cupy.ndarray:
         """The shared expert's answer to tokens `[T, H]`."""

@@ -32,7 +32,7 @@ from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, shrink, together
 from hpcmoe.notice import DEATH, Notice
 from hpcmoe.placement.plan import inherit
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements, held_by, most
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,24 @@ class Loss:
 class Crew:
     """One rank's part in it. What belongs to the ranks' number is opened again for those that survive others."""
 
-    def __init__(self, world: World, job: Job, plan: Plan, waiting: np.ndarray, placement: Placement, sizes: Sizes,
+    def __init__(self, world: World, job: Job, plan: Plan, waiting: np.ndarray, placements: Placements, sizes: Sizes,
                  memory: Memory, origin: Provenance, trace: Untraced, locked: ExitStack) -> None:
         """`waiting` are rows of the prompts; `locked` holds the lock, on rank 0. Collective. Raises `Agreed`."""
         self.world, self._job, self._plan, self._waiting, self._locked = world, job, plan, waiting, locked
-        self._sizes, self._memory, self._trace, self._placement = sizes, memory, trace, placement
+        self._sizes, self._memory, self._trace, self._placements = sizes, memory, trace, placements
         self.held = plan.held
-        self._model, self._dtype = plan.inputs.model, array.DTYPES[job.compute.dtype]
+        self._model, spec, self._dtype = plan.inputs.model, plan.inputs.model.spec, array.DTYPES[job.compute.dtype]
         load = planned(memory)(device.load)  # all ranks come to its end, so what is wrong is told once
-        self._held = together(world, lambda: load(self._model, lambda layer: placement.held_by(world.rank),
+        self._held = together(world, lambda: load(self._model, held_by(placements, world.rank),
                                                   self._dtype, world.memory))
         compute_alone(job.compute.reproducible)
-        self._way, self._turns = choose_way(world, job, self._model.spec, plan.probe), choose_turns(job, plan.probe)
+        self._way, self._turns = choose_way(world, job, spec, plan.probe), choose_turns(job, plan.probe)
         self._watch = self._new_watch()
-        self._sequences = Sequences(self._model.spec, job, sizes.sequences, sizes.tokens)
+        self._sequences = Sequences(spec, job, sizes.sequences, sizes.tokens)
         self._tally, self._names = Tally(len(waiting)), list(range(world.size))
         self._pool = Pool(plan.inputs.prompts, waiting.tolist(), plan.left.begun)
         self._record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
-                              (self._model.spec.layers, self._model.spec.experts), plan.held.check)
+                              (spec.layers, spec.experts, spec.moe.top_k if spec.moe else 0), plan.held.check)
         self._done: set[int] = set()
         self._left = list(plan.left.begun)
         """by ranks that died: rows of prompts that they answered, and answers that they began"""
@@ -87,7 +87,7 @@ class Crew:
         """What the steps need of this world, around the `cache` that an earlier one had."""
         self._vote = Vote(self.world.comm, self._watch)
         self._segments = together(self.world, lambda: device.open_segments(
-            self.world.comm, self._watch, self._model.spec, self._held, self._placement, self._sizes,
+            self.world.comm, self._watch, self._model.spec, self._held, self._placements, self._sizes,
             self._job.generate, self._dtype, self._way, self._turns.most, overlapped=self._turns.overlapped,
             nodes=self.world.nodes, trace=self._trace, cache=cache))
         self._progress = open_progress(self.world.rank, self._tally.prompts)
@@ -153,8 +153,12 @@ class Crew:
 
     def _take_over(self, loss: Loss) -> None:
         """The experts of the dead are read again by others. Collective. Raises `Agreed`."""
-        before, self._placement = self._placement, inherit(self._placement, loss.living)
-        mine = self._placement.held_by(self.world.rank)[len(before.held_by(loss.before.rank)):]
+        before = self._placements
+        self._placements = [inherit(placement, loss.living) for placement in before]
+
+        def mine(layer: int) -> list[int]:
+            kept = len(before[layer].held_by(loss.before.rank))
+            return self._placements[layer].held_by(self.world.rank)[kept:]
         take_over, begin = planned(self._memory)(device.take_over), time.monotonic()
         self._held = together(self.world, lambda: take_over(self._held, self._model, mine, self._dtype,
                                                             self.world.memory))
@@ -165,4 +169,4 @@ class Crew:
                              for name, rank in zip(loss.names, loss.dead))
             print(f"hpcmoe: {dead} died; the other {self.world.size} read its experts again in {reading:.2f} s, and go "
                   f"on after {time.monotonic() - loss.begin:.2f} s; experts per rank and layer at most: "
-                  f"{self._placement.most}", file=sys.stderr, flush=True)
+                  f"{most(self._placements)}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
 from hpcmoe.model.weights import Held, Weights
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements
 from hpcmoe.spec import ModelSpec
 
 
@@ -44,8 +44,8 @@ def load(source: Source, held: Held, dtype: np.dtype, memory: str) -> Weights:
         return weights.load(source, held, dtype, keep, bring)
 
 
-def take_over(held: Weights, source: Source, more: Sequence[int], dtype: np.dtype, memory: str) -> Weights:
-    """`held` with the experts `more` of every layer. As `load`."""
+def take_over(held: Weights, source: Source, more: Held, dtype: np.dtype, memory: str) -> Weights:
+    """`held` with the experts `more` of each layer. As `load`."""
     if memory == "host":
         return weights.take_over(held, source, more, dtype)
     from hpcmoe.device.weights import bringing, keep
@@ -53,18 +53,18 @@ def take_over(held: Weights, source: Source, more: Sequence[int], dtype: np.dtyp
         return weights.take_over(held, source, more, dtype, keep, bring)
 
 
-def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,
                   rules: Generate, dtype: np.dtype, way: Way, micro_batches: int = 1, overlapped: bool = False,
                   keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None,
                   cache: Any = None) -> RankSegments:
-    """The segments of this rank around the weights that it holds, with one placement for all layers.
+    """The segments of this rank around the weights that it holds. They compute where rows are in `way.memory`.
 
-    They compute where rows are in `way.memory`; `nodes` as in `CpuSegments`; `cache` is that of earlier segments, for
-    the same sequences. Collective over `comm`. Raises `InputError` where the device cannot compute the model.
+    `nodes` as in `CpuSegments`; `cache` is that of earlier segments, for the same sequences. Collective over `comm`.
+    Raises `InputError` where the device cannot compute the model.
     """
     if way.memory == "host":
-        return open_on_cpu(comm, watch, model, held, placement, sizes, rules, dtype, way, micro_batches, overlapped,
+        return open_on_cpu(comm, watch, model, held, placements, sizes, rules, dtype, way, micro_batches, overlapped,
                            keep_logits, nodes, trace, cache)
     from hpcmoe.engine.gpu import open_on_gpu
-    return open_on_gpu(comm, watch, model, held, placement, sizes, rules, way, micro_batches, keep_logits, nodes, trace,
-                       cache)
+    return open_on_gpu(comm, watch, model, held, placements, sizes, rules, way, micro_batches, keep_logits, nodes,
+                       trace, cache)

@@ -12,7 +12,8 @@ from hpcmoe.config import Job
 from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, plan_memory, plan_sizes
 from hpcmoe.errors import DeviceError, size
 from hpcmoe.launch import Agreed, World
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements
+from hpcmoe.slots import most as most_slots
 from hpcmoe.spec import ModelSpec
 
 FULL = 2
@@ -29,18 +30,18 @@ class Fit:
     """sequences of the largest batch that fits; 0 where not even one does"""
 
 
-def fit(model: ModelSpec, job: Job, lengths: np.ndarray, placement: Placement, limit: float) -> Fit:
+def fit(model: ModelSpec, job: Job, lengths: np.ndarray, placements: Placements, limit: float) -> Fit:
     """The sizes of a job on GPUs where each rank has `limit` bytes, and the memory that they need.
 
     Where the job leaves the sequences to be planned, as many as fit. lengths `[P]` int64 are those of the prompts.
     """
     def sizes(sequences: int) -> Sizes:
         set_so = replace(job, schedule=replace(job.schedule, max_sequences=sequences))
-        return plan_sizes(model, set_so, lengths, placement.ranks)
+        return plan_sizes(model, set_so, lengths, placements[0].ranks)
 
     def plan(sequences: int) -> Memory:
-        return plan_memory(model, job, placement, sizes(sequences), "device")
-    chosen = plan_sizes(model, job, lengths, placement.ranks).sequences
+        return plan_memory(model, job, placements, sizes(sequences), "device")
+    chosen = plan_sizes(model, job, lengths, placements[0].ranks).sequences
     most = largest(plan, limit, job.schedule.max_tokens or MOST_TOKENS)
     if most and not job.schedule.max_sequences:
         chosen = min(chosen, most)
@@ -70,7 +71,7 @@ def advice(memory: Memory, limit: float, most: int, slots: int) -> str:
             f"{size(memory.weights[part])}")
 
 
-def plan_rank(world: World, model: ModelSpec, job: Job, lengths: np.ndarray, placement: Placement,
+def plan_rank(world: World, model: ModelSpec, job: Job, lengths: np.ndarray, placements: Placements,
               free: Callable[[], int]) -> tuple[Sizes, Memory]:
     """How much each rank works on at once, and the memory that it is going to take: the same on all ranks.
 
@@ -79,16 +80,16 @@ def plan_rank(world: World, model: ModelSpec, job: Job, lengths: np.ndarray, pla
     """
     if world.memory == "host":
         sizes = plan_sizes(model, job, lengths, world.size)
-        return sizes, plan_memory(model, job, placement, sizes, "host")
+        return sizes, plan_memory(model, job, placements, sizes, "host")
     shares = world.comm.allgather(free() // _sharers(world, world.rank))
     rank = int(np.argmin(shares))
-    found = fit(model, job, lengths, placement, shares[rank])
+    found = fit(model, job, lengths, placements, shares[rank])
     if found.memory.total > shares[rank]:
         sharers = _sharers(world, rank)
         raise Agreed(DeviceError.code, f"rank {rank} on {world.hosts[rank]}: its GPU does not hold the plan, "
                      f"{found.memory.words()}: {size(shares[rank])} are free"
                      f"{f' for each of the {sharers} ranks that share it' if sharers > 1 else ''}; "
-                     f"{advice(found.memory, shares[rank], found.most, placement.most)}", rank == world.rank)
+                     f"{advice(found.memory, shares[rank], found.most, most_slots(placements))}", rank == world.rank)
     if world.rank == 0 and found.sizes.sequences < plan_sizes(model, job, lengths, world.size).sequences:
         print(f"hpcmoe: sequences at once on each rank: {found.sizes.sequences}, as many as its GPU's memory holds",
               file=sys.stderr, flush=True)

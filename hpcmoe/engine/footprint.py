@@ -10,7 +10,7 @@ from math import prod
 from hpcmoe.device.scratch import BLOCK, LOGITS, RECURRING, TILE, WORKSPACE, parts, whole_blocks
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements, most
 from hpcmoe.spec import ModelSpec, Tensor
 
 GRANULE = 1 << 21
@@ -26,24 +26,29 @@ class Step:
     """A step at its fullest, on the fullest rank."""
 
     model: ModelSpec
-    placement: Placement
+    placements: Placements
     tokens: int
     """T"""
     wanted: int
     """B"""
 
     @property
+    def ranks(self) -> int:
+        """R"""
+        return self.placements[0].ranks
+
+    @property
     def computed(self) -> int:
         """N under balanced routing: the answers of all ranks' tokens, by the slots of the fullest rank."""
-        moe, placement = self.model.moe, self.placement
+        moe = self.model.moe
         if not moe:
             return 0
-        return -(-placement.ranks * self.tokens * moe.top_k * placement.most // moe.experts)
+        return -(-self.ranks * self.tokens * moe.top_k * most(self.placements) // moe.experts)
 
     @property
     def trailer(self) -> int:
         """int16 values behind a row on its way to the experts."""
-        return trailer_width(self.placement, self.model.moe.top_k) if self.model.moe else 0
+        return trailer_width(most(self.placements), self.model.moe.top_k) if self.model.moe else 0
 
 
 def tensor(found: Tensor) -> int:
@@ -68,7 +73,7 @@ def exchange(step: Step) -> int:
     moe, T, H = step.model.moe, step.tokens, step.model.hidden
     if not moe:
         return 0
-    ranks = step.placement.ranks
+    ranks = step.ranks
     rows = T * min(moe.top_k, ranks) + min(step.computed, ranks * T)
     return GROWTH * 2 * (rows * (H + step.trailer) + (step.computed + T * moe.top_k) * H)
 
@@ -85,9 +90,12 @@ def workspace(step: Step, micro_batches: int) -> int:
 def _kept(step: Step) -> int:
     """Of a micro-batch, as long as its step takes: its `Room`, and what its `Work` refers to."""
     model, moe, T = step.model, step.model.moe, step.tokens
-    K, ranks = moe.top_k if moe else 1, step.placement.ranks
+    K, ranks = moe.top_k if moe else 1, step.ranks
     streams = 2 * T * model.hidden * (3 if moe and moe.shared_hidden else 2)  # x, normed, the shared expert's answer
-    route = 4 * 5 * T * K + 4 * 2 * max(1, -(-T // TILE)) * ranks  # five [T, K]; rows and answers of each tile
+    tiles = max(1, -(-T // TILE))
+    route = 4 * 5 * T * K + 4 * 2 * tiles * ranks  # five [T, K]; rows and answers of each tile
+    if moe and any(placement.replicated for placement in step.placements):
+        route += 4 * 5 * T * K + 4 * 2 * tiles * moe.experts
     load = 8 * model.layers * max(model.experts, 1)
     mirrors = GROWTH * (T * (5 * 4 + 8) + step.computed * 2 * 4)  # int32 and u of tokens; source and target_row
     return streams + route + load + mirrors

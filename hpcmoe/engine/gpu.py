@@ -26,34 +26,37 @@ from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Lane, Way, open_lanes
+from hpcmoe.exchange.replicas import near
 from hpcmoe.exchange.route import plan_receive, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels.choice import uniform
 from hpcmoe.model.weights import Swiglu, Weights
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements, most
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Outcome, dense
+from hpcmoe.types import Batch, Outcome, dense, sampled
 
 
 class GpuSegments:
     """A rank's model, cache and exchanges. A `layer.Segments`; all of it runs on the main thread."""
 
-    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, rank: int,
+    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, rank: int,
                  lanes: Sequence[Lane], rooms: Sequence[Room], watch: Watch | Unwatched, rules: Generate,
                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
         """One lane and one room for each micro-batch of a step; else as `segments.CpuSegments`."""
-        self.model, self.weights, self.cache, self.placement, self.rank = model, weights, cache, placement, rank
+        self.model, self.weights, self.cache, self.placements, self.rank = model, weights, cache, placements, rank
         self.lanes, self.rooms, self.watch, self.rules, self.keep_logits = lanes, rooms, watch, rules, keep_logits
         self._compute = cupy.cuda.Stream(non_blocking=True)
         self._timer = Timer(self._compute)
         self.clock = Clock(model.layers, self._timer.busy, trace)
         self._timer.tell = self.clock.add
         self._travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
-        self._blocks = Blocks(model, weights, cache, placement, self._compute, self._timer)
+        nodes = nodes or (0,) * placements[0].ranks
+        seen = [near(placement, nodes, rank) for placement in placements]
+        self._blocks = Blocks(model, weights, cache, placements, seen, self._compute, self._timer)
         self._grouped, self._packing = Grouped(self._blocks.gemm, self._compute), Timer(self._travel)
         self._packing.tell = self.clock.add
-        self._classes = classes(nodes or (0,) * placement.ranks, rank)
-        self._width = trailer_width(placement, model.moe.top_k) if model.moe else 0
+        self._classes = classes(nodes, rank)
+        self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = self._blocks.exchanged
 
     def begin(self, batch: Batch, number: int) -> Work:
@@ -144,16 +147,17 @@ class GpuSegments:
             parts = [self._next_tokens(work, slice(first, first + step))
                      for first in range(0, max(len(work.batch.wanted), 1), step)]
             work.results = tuple(to_host(cupy.concatenate(part)) for part in zip(*parts))
-            work.results += (to_host(work.room.load),)
+            work.results += to_host(work.room.load), to_host(work.room.sample)
         return Event(self._compute)
 
     def outcome(self, work: Work) -> Outcome:
         """See `layer.Segments`."""
         self._timer.busy()
         self._packing.busy()
-        token, logprob, logits, load = work.results
+        token, logprob, logits, load, sample = work.results
         wide = (logits.astype(np.uint32) << 16).view(np.float32) if self.keep_logits else None
-        return Outcome(token.copy(), logprob.copy(), load[:, :self.model.experts].astype(np.int64), wide)
+        return Outcome(token.copy(), logprob.copy(), load[:, :self.model.experts].astype(np.int64),
+                       sample[:len(sampled(work.batch.rows))].copy(), wide)
 
     def close(self) -> None:
         """Nothing more is begun, and what was is done. Local."""
@@ -175,7 +179,7 @@ class GpuSegments:
         work.packed = False
         if work.layer == self.model.layers or not T:
             return
-        most = T * min(route.expert.shape[1], self.placement.ranks)
+        most = T * min(route.expert.shape[1], self.placements[0].ranks)
         out = work.lane.dispatch.ahead(most, self.model.hidden + self._width)
         if out is not None and gate.lay(route, work.room.laid):
             with self._blocks.stage("pack", work, T):
@@ -183,8 +187,9 @@ class GpuSegments:
             work.packed = True
 
     def _pack(self, work: Work, base: cupy.ndarray, out: cupy.ndarray) -> None:
-        assert self._blocks.map is not None
-        rows.pack(work.room.normed[:work.batch.rows], work.room.route, self._blocks.map, base, out, self._width)
+        at = self._blocks.maps[work.layer]
+        assert at is not None
+        rows.pack(work.room.normed[:work.batch.rows], work.room.route, at, base, out, self._width)
 
     def _leave(self, work: Work, count: int, counts: np.ndarray, units: int) -> None:
         work.leaving, work.sent = count, self._classes @ counts * (2 * units)
@@ -241,12 +246,13 @@ class GpuSegments:
         return token, logprob, kept
 
 
-def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,
                 rules: Generate, way: Way, micro_batches: int, keep_logits: bool, nodes: Sequence[int],
                 trace: Untraced | None, cache: KvCache | None) -> GpuSegments:
     """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
     check_model(model)
     cache = cache or KvCache(model, sizes.sequences, sizes.length)
     lanes = open_lanes(comm, watch.idle, way, micro_batches)
-    rooms = [Room(model, sizes.tokens, comm.size) for _ in range(micro_batches)]
-    return GpuSegments(model, held, cache, placement, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes, trace)
+    replicated = any(placement.replicated for placement in placements)
+    rooms = [Room(model, sizes.tokens, comm.size, replicated) for _ in range(micro_batches)]
+    return GpuSegments(model, held, cache, placements, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes, trace)

@@ -29,6 +29,7 @@ from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.files.trace import beside
 from hpcmoe.launch import Agreed, World, meet, on_root
 from hpcmoe.notice import TIME, Notice, slurm_seconds, words
+from hpcmoe.slots import most
 
 
 class End(Enum):
@@ -56,9 +57,9 @@ def run(world: World, job: Job, overwrite: bool, traced: bool = False,
 def _run(world: World, job: Job, plan: Plan, traced: bool, notice: Notice, locked: ExitStack) -> tuple[End, World]:
     if world.rank == 0:
         _limit(notice, job)
-    placement = place(plan.inputs.model.spec, world.size)
+    placements = place(plan.inputs.model.spec, world.size)
     origin = Provenance(job.toml(), plan.inputs.identity(job), versions(world.library), world.size, world.hosts,
-                        placement.most)
+                        most(placements))
     waiting = np.setdiff1d(plan.inputs.rows, plan.left.done)
     recorded = open_trace(world.size) if traced else Untraced()
     on_root(world, lambda: begun.settle(Path(job.output), plan.left.attempt, plan.left.begun, origin))
@@ -100,10 +101,10 @@ def _answer(world: World, job: Job, plan: Plan, waiting: np.ndarray, origin: Pro
             notice: Notice, locked: ExitStack) -> tuple[World, Stop | None, Held]:
     """Who is left, why they stopped, and who has the lock."""
     model, lengths = plan.inputs.model.spec, plan.inputs.prompts.lengths[waiting]
-    placement = place(model, world.size)
-    sizes, memory = plan_rank(world, model, job, lengths, room(job, placement), gpu.free_memory)
+    placements = place(model, world.size)
+    sizes, memory = plan_rank(world, model, job, lengths, room(job, placements), gpu.free_memory)
     with planned(memory):
-        crew = Crew(world, job, plan, waiting, placement, sizes, memory, origin, recorded, locked)
+        crew = Crew(world, job, plan, waiting, placements, sizes, memory, origin, recorded, locked)
         stop = crew.answer(notice)
         return crew.world, stop, crew.held
 

@@ -12,7 +12,7 @@ from hpcmoe.exchange.interface import MOST, PIECE
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
 from hpcmoe.placement.plan import linear, with_spare
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements, fullest, held_by, most
 from hpcmoe.spec import ModelSpec, Moe
 
 CPU_WEIGHT = 4
@@ -70,30 +70,27 @@ def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> S
     return Sizes(min(sequences, tokens), tokens, length)
 
 
-def plan_memory(model: ModelSpec, job: Job, placement: Placement, sizes: Sizes, memory: str) -> Memory:
+def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, memory: str) -> Memory:
     """What the fullest rank needs where it computes in `memory`, one of `array.MEMORY`."""
-    fullest = int(np.diff(placement.first).argmax())
-
-    def held(layer: int) -> list[int]:
-        return placement.held_by(fullest)
+    held = held_by(placements, fullest(placements))
     if memory == "device":
-        return _on_device(model, job, placement, sizes, weights.size(model, held, footprint.tensor))
+        return _on_device(model, job, placements, sizes, weights.size(model, held, footprint.tensor))
     taken = weights.size(model, held, lambda tensor: CPU_WEIGHT * tensor.values)
     value = array.DTYPES[job.compute.dtype].itemsize
     exchange = requests = 0
     if model.moe:
         exchange = 4 * sizes.tokens * model.moe.top_k * model.hidden * value
-        rungs, pieces = _requests(model, model.moe, job, placement, sizes.tokens, value)
+        rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, value)
         requests = pieces if _may_stage(job) else rungs
     return Memory(taken, cache.size(model, sizes.sequences, sizes.length, value), exchange, requests)
 
 
-def _on_device(model: ModelSpec, job: Job, placement: Placement, sizes: Sizes, taken: dict[str, int]) -> Memory:
+def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, taken: dict[str, int]) -> Memory:
     parts, wanted = micro_batches(job), sizes.tokens if job.mode == "score" else sizes.sequences
-    step = footprint.Step(model, placement, sizes.tokens, wanted)
+    step = footprint.Step(model, placements, sizes.tokens, wanted)
     rungs = pieces = 0
     if model.moe:
-        rungs, pieces = _requests(model, model.moe, job, placement, sizes.tokens, 2)
+        rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, 2)
     return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), parts * footprint.exchange(step),
                   0 if job.exchange.transport == "staged" else rungs, footprint.workspace(step, parts),
                   pieces if _may_stage(job) else 0)
@@ -108,7 +105,7 @@ def _may_stage(job: Job) -> bool:
     return job.exchange.transport == "staged" or (job.exchange.transport == "auto" and bool(job.probe))
 
 
-def _requests(model: ModelSpec, moe: Moe, job: Job, placement: Placement, tokens: int,
+def _requests(model: ModelSpec, moe: Moe, job: Job, placements: Placements, tokens: int,
               value_size: int) -> tuple[int, int]:
     """Bytes of all that a job may make beside the buffers of exact counts: of rungs, or of staged pieces.
 
@@ -116,10 +113,10 @@ def _requests(model: ModelSpec, moe: Moe, job: Job, placement: Placement, tokens
     buffer; there is one for each direction of each micro-batch. Staged pieces go through two exchanges, each with
     buffers of its own.
     """
-    mode, ranks, answers = job.exchange.mode, placement.ranks, min(moe.top_k, placement.most)
+    mode, ranks, answers = job.exchange.mode, placements[0].ranks, min(moe.top_k, most(placements))
     ladder = 4 if mode == "persistent" or (mode == "auto" and ranks > 1) else 0
     rungs = pieces = 0
-    for rows, trailer in (tokens, trailer_width(placement, moe.top_k)), (tokens * answers, 0):
+    for rows, trailer in (tokens, trailer_width(most(placements), moe.top_k)), (tokens * answers, 0):
         row = model.hidden * value_size + 2 * trailer
         largest = ranks * row << max(rows - 1, 0).bit_length()
         rungs += ladder * min(largest, MOST)
@@ -127,12 +124,12 @@ def _requests(model: ModelSpec, moe: Moe, job: Job, placement: Placement, tokens
     return rungs * micro_batches(job), pieces * micro_batches(job)
 
 
-def place(model: ModelSpec, ranks: int) -> Placement:
-    """Which rank holds which expert, in every layer."""
-    return linear(model.experts, ranks)
+def place(model: ModelSpec, ranks: int) -> Placements:
+    """Which rank holds which expert."""
+    return [linear(model.experts, ranks)] * model.layers
 
 
-def room(job: Job, placement: Placement) -> Placement:
-    """The placement that memory is planned for: with slots for the experts of a rank that dies, where others are to
+def room(job: Job, placements: Placements) -> Placements:
+    """The placements that memory is planned for: with slots for the experts of a rank that dies, where others are to
     take them over."""
-    return with_spare(placement) if job.checkpoint.on_failure == "shrink" and placement.ranks > 1 else placement
+    return with_spare(placements) if job.checkpoint.on_failure == "shrink" and placements[0].ranks > 1 else placements

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcmoe.engine.sample import Sample
 from hpcmoe.files import begun, parts
 from hpcmoe.files.parts import Part, Provenance
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import Answer, Begun, StepTime
+
+MOST, LEAST = 512, 32
+"""Tokens of a rank's first commit whose experts are kept; half as many of each that follows, and at least so many."""
 
 
 class Record:
@@ -18,25 +22,29 @@ class Record:
     answers that have begun. Local."""
 
     def __init__(self, output: Path, attempt: int, rank: int, origin: Provenance, every: float,
-                 shape: tuple[int, int], check: Callable[[], None]) -> None:
-        """`shape` is that of the loads, (L, E); `check` raises where nothing may be written any more."""
+                 shape: tuple[int, int, int], check: Callable[[], None]) -> None:
+        """`shape` is (L, E, K); `check` raises where nothing may be written any more."""
         self._output, self._attempt, self._rank, self._origin = output, attempt, rank, origin
-        self._every, self._shape, self.check, self._sequence = every, shape, check, 0
+        self._every, self._shape, self._top_k, self.check, self._sequence = every, shape[:2], shape[2], check, 0
         self._begun: Path | None = None
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._answers: list[Answer] = []
         self._steps: list[StepTime] = []
+        room = max(LEAST, MOST >> self._sequence) if self._top_k else 0
+        self._sample = Sample(room, (self._shape[0], self._top_k))
         self._load, self._traffic = np.zeros(self._shape, np.int64), Traffic.none(self._shape[0])
         self._since = time.monotonic()
 
-    def add(self, answers: Sequence[Answer], load: np.ndarray, traffic: Traffic, step: StepTime,
+    def add(self, answers: Sequence[Answer], load: np.ndarray, sample: np.ndarray, traffic: Traffic, step: StepTime,
             unfinished: Callable[[], Sequence[Begun]]) -> None:
-        """Takes up one step; load is `[L, E]` int64, traffic `[L]`; `unfinished` tells the answers that have begun."""
+        """Takes up one step; load is `[L, E]` int64, sample `[s, L, K]` int16, traffic `[L]`; `unfinished` tells the
+        answers that have begun."""
         self._answers += answers
         self._steps.append(step)
         self._load += load
+        self._sample.add(sample)
         self._traffic += traffic
         if (self._answers or self._every) and time.monotonic() - self._since >= self._every:
             self.commit(unfinished())
@@ -59,5 +67,6 @@ class Record:
         self._begin_anew()
 
     def _write_part(self) -> None:
-        part = Part(tuple(self._answers), self._load, tuple(self._steps), self._attempt, self._traffic)
+        part = Part(tuple(self._answers), self._load, tuple(self._steps), self._attempt, self._traffic,
+                    self._sample.experts())
         parts.write(self._output, self._attempt, self._rank, self._sequence, part, self._origin)

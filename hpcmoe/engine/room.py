@@ -1,6 +1,6 @@
 """What a micro-batch on a GPU has in hand: its buffers, and what its next segment needs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cupy
 import numpy as np
@@ -12,17 +12,20 @@ from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange.interface import Flight
 from hpcmoe.exchange.lane import Lane
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Layout
+from hpcmoe.types import SAMPLED, Batch, Layout
 
 
 class Room:
     """What a micro-batch needs on the device, whichever step it is in."""
 
-    def __init__(self, model: ModelSpec, tokens: int, ranks: int) -> None:
+    def __init__(self, model: ModelSpec, tokens: int, ranks: int, replicated: bool) -> None:
+        """`replicated`: whether any expert is."""
         K = model.moe.top_k if model.moe else 1
         self.x, self.normed = (cupy.empty((tokens, model.hidden), np.uint16) for _ in range(2))
         self.route: Route = make_route(tokens, K, ranks)
+        self.chosen = replace(make_route(tokens, K, model.experts), weight=self.route.weight) if replicated else None
         self.load = cupy.zeros((model.layers, max(model.experts, 1)), np.uint64)
+        self.sample = cupy.full((SAMPLED, model.layers, model.moe.top_k if model.moe else 0), -1, np.int16)
         self.zero = cupy.zeros(ranks, np.int32)
         self.laid = cupy.zeros(ranks, np.int32)
         self.out_base, self.home_base = (Mirror(np.int32, ranks) for _ in range(2))

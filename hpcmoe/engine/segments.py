@@ -14,7 +14,8 @@ from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Lane, Way, open_lanes
-from hpcmoe.exchange.route import plan_receive, plan_send
+from hpcmoe.exchange.replicas import choose, near
+from hpcmoe.exchange.route import plan_receive, plan_send, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels import choice, combine, norm, pack, rope
 from hpcmoe.model.attention import attention
@@ -24,9 +25,9 @@ from hpcmoe.model.expert import experts, feed_forward, shared
 from hpcmoe.model.gate import gate
 from hpcmoe.model.head import head
 from hpcmoe.model.weights import Shared, Weights
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements, most
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Layout, Outcome, Route, SendPlan, dense
+from hpcmoe.types import Batch, Layout, Outcome, Route, SendPlan, dense, sampled
 
 LOGITS = 1 << 23
 """Logits that are held at once."""
@@ -57,6 +58,8 @@ class Work:
     lane: Lane
     load: np.ndarray
     """`[L, E]` int64: rows sent to each expert so far"""
+    sample: np.ndarray
+    """`[s, L, K]` int16: the experts of some tokens"""
     layer: int = 0
     angles: tuple[np.ndarray, np.ndarray] = field(init=False)
     x: np.ndarray = field(init=False)
@@ -85,24 +88,28 @@ class CpuSegments:
     Methods without an underscore run on the main thread, which alone calls MPI; the others on the stream.
     """
 
-    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placement: Placement, rank: int,
+    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, rank: int,
                  lanes: Sequence[Lane], stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
         """One lane for each micro-batch of a step; `keep_logits` puts them into each outcome.
 
         `nodes` `[R]` as in `launch.World`; without them all ranks are on one.
         """
-        self.model, self.weights, self.cache, self.placement, self.rank = model, weights, cache, placement, rank
+        self.model, self.weights, self.cache, self.placements, self.rank = model, weights, cache, placements, rank
         self.lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
         self.watch, self.clock = watch, Clock(model.layers, stream.busy, trace)
-        self._classes = classes(nodes or (0,) * placement.ranks, rank)
+        nodes = nodes or (0,) * placements[0].ranks
+        self._classes, self._near = classes(nodes, rank), [near(placement, nodes, rank) for placement in placements]
+        self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = model.moe_layers
         self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
         self._units = model.hidden * dtype.itemsize // 2
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
-        return Work(batch, number, self.lanes[number], np.zeros((self.model.layers, self.model.experts), np.int64))
+        L, K = self.model.layers, self.model.moe.top_k if self.model.moe else 0
+        return Work(batch, number, self.lanes[number], np.zeros((L, self.model.experts), np.int64),
+                    np.full((len(sampled(batch.rows)), L, K), -1, np.int16))
 
     def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
@@ -201,9 +208,12 @@ class CpuSegments:
         with self._stage("gate", work, work.batch.rows):
             work.route = gate(moe, weights.gate, work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
+            work.sample[:, work.layer] = work.route.expert[sampled(work.batch.rows)]
         with self._stage("pack", work, work.batch.rows):
-            work.send = plan_send(work.route, self.placement)
-            units = self._units + work.send.trailer.shape[1]
+            units = self._units + self._width
+            placement, to = self.placements[work.layer], self._near[work.layer]
+            slot = choose(work.route.expert, work.load[work.layer], placement, to)
+            work.send = plan_send(slot, placement, self._width)
             rows, layout = work.lane.dispatch.room(work.send.counts, units)
             pack.pack(work.normed, work.send.token, work.send.trailer, rows, layout.place)
             work.leaving, work.sent = layout.rows, self._bytes(work.send.counts, units)
@@ -241,7 +251,7 @@ class CpuSegments:
         with self.clock.stage("head", -1, work.number, len(work.batch.wanted)):
             blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
         token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
-        work.outcome = Outcome(token, logprob, work.load, logits if self.keep_logits else None)
+        work.outcome = Outcome(token, logprob, work.load, work.sample, logits if self.keep_logits else None)
 
     def _blocks(self, rows: int) -> list[slice]:
         """Rows by so many that their logits stay small; scoring asks for those of every token."""
@@ -255,12 +265,12 @@ class CpuSegments:
         return token, choice.logprobs(logits, token), logits if self.keep_logits else logits[:, :0]
 
 
-def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placement: Placement, sizes: Sizes,
+def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,
                 rules: Generate, dtype: np.dtype, way: Way, micro_batches: int, overlapped: bool, keep_logits: bool,
                 nodes: Sequence[int], trace: Untraced | None, cache: KvCache | None) -> CpuSegments:
     """See `device.open_segments`. Collective over `comm`."""
     cache = cache or KvCache(model, sizes.sequences, sizes.length, dtype)
     lanes = open_lanes(comm, watch.idle, way, micro_batches)
     stream: Stream = Worker() if overlapped else AtOnce()
-    return CpuSegments(model, held, cache, placement, comm.rank, lanes, stream, watch, chooser(rules), dtype,
+    return CpuSegments(model, held, cache, placements, comm.rank, lanes, stream, watch, chooser(rules), dtype,
                        keep_logits, nodes, trace)

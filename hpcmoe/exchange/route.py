@@ -1,31 +1,34 @@
-"""From the gate's choice to rows in the order of their destinations, and back."""
+"""From the slots of each token to rows in the order of their destinations, and back."""
 
 import numpy as np
 
 from hpcmoe.slots import Placement
-from hpcmoe.types import ReceivePlan, Route, SendPlan
+from hpcmoe.types import ReceivePlan, SendPlan
 
 TRAILER = 8
 """A trailer's width is a multiple of this: 16 bytes of int16."""
 
 
-def trailer_width(placement: Placement, top_k: int) -> int:
-    """int16 values behind each row: enough for the slots that one token can need on one rank, or none."""
-    if placement.most <= 1:
-        return 0
-    return -(-min(top_k, placement.most) // TRAILER) * TRAILER
+def trailer_width(most: int, top_k: int) -> int:
+    """int16 values behind each row: enough for the slots that one token can need on one rank, or none.
+
+    `most` is the largest number of slots on a rank.
+    """
+    return -(-min(top_k, most) // TRAILER) * TRAILER if most > 1 else 0
 
 
-def plan_send(route: Route, placement: Placement) -> SendPlan:
-    """How the rows of a micro-batch leave, one for each (token, rank), and come home, one for each (token, k)."""
-    K = route.expert.shape[1]
-    slot = placement.slot[route.expert]
+def plan_send(slot: np.ndarray, placement: Placement, width: int) -> SendPlan:
+    """How the rows of a micro-batch leave, one for each (token, rank), and come home, one for each (token, k).
+
+    slot `[T, K]` int32: where each answer is to be computed; `width` is that of the trailer, 0 where no rank has more
+    than one slot.
+    """
+    K = slot.shape[1]
     rank = placement.rank[slot].ravel()
     order = np.argsort(rank, kind="stable")  # of (token, k), by (rank, token, k)
     home = np.empty(len(order), np.int32)
     home[order] = np.arange(len(order))
     home_counts = np.bincount(rank, minlength=placement.ranks)
-    width = trailer_width(placement, K)
     if not width:
         return SendPlan((order // K).astype(np.int32), np.empty((len(order), 0), np.int16), home_counts,
                         home.reshape(-1, K), home_counts)

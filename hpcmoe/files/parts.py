@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, traffic, vet
+from hpcmoe.files import h5, routing, traffic, vet
 from hpcmoe.files.h5 import Damaged
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import STAGES, Answer, StepTime
@@ -54,6 +54,12 @@ class Part:
     attempt: int = 0
     traffic: Traffic | None = None
     """`[L]`: of this rank's exchanges since its last commit; None in parts of versions that did not count it"""
+    expert: np.ndarray | None = None
+    """`[n, L, K]` int16: the experts of sampled tokens"""
+    rank: int = 0
+    """which wrote it, -1 where that is not known,"""
+    ranks: int = 1
+    """of so many"""
 
 
 def folder(output: Path) -> Path:
@@ -85,10 +91,12 @@ def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, orig
     path = folder(output) / f"{stem(attempt, rank, sequence)}.h5"
     with h5.writing(path, "part") as file:
         origin.stamp(file)
-        file.attrs["attempt"] = attempt
+        file.attrs.update(attempt=attempt, rank=rank)
         put_answers(file, part.answers)
         h5.put(file, "load", part.load, "rows sent to each expert, by layer and expert [rows]")
         _put_steps(file, part.steps)
+        if part.expert is not None:
+            routing.put_sample(file, part.expert)
         if part.traffic:
             traffic.put(file, Traffic.stack([s.traffic for s in part.steps]), part.traffic, all_ranks=False)
     return path
@@ -117,8 +125,11 @@ def read(path: Path) -> Part:
     with h5.reading(path, "part") as file:
         try:
             load = take_load(file, path)
+            rank = h5.attribute(file, "rank", path, int) if "rank" in file.attrs else -1
             return Part(tuple(take_answers(file, path)), load, _take_steps(file, path),
-                        h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path))
+                        h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path),
+                        routing.take_sample(file, path, *load.shape), rank,
+                        h5.attribute(file, "ranks", path, int))
         except InputError as error:
             raise Damaged(str(error)) from None
 

@@ -18,8 +18,10 @@ import numpy as np
 
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import h5, parts, traffic, vet
+from hpcmoe.files import routing as files_routing
 from hpcmoe.files.parts import Part, Provenance
 from hpcmoe.files.prompts import Prompts
+from hpcmoe.slots import Routing
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import STAGES, Answer
 
@@ -64,6 +66,8 @@ class Results:
     steps: StepTable
     layers: Traffic
     """`[L]`: of all steps; seconds are means over the ranks, bytes are those of all ranks"""
+    routing: Routing | None = None
+    """of the attempts with as many ranks as the last one; None in files of versions that did not count it"""
 
 
 def is_finished(output: Path, identity: str) -> bool:
@@ -100,7 +104,7 @@ def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[n
     answers = [found[prompt] for prompt in wanted]
     write(output, origin, Results(tuple(answers), tuple(prompts.ids[prompt] for prompt in wanted),
                                   tuple(decode(a.tokens) for a in answers), np.sum([p.load for p in pieces], axis=0),
-                                  tabulate(pieces), by_layer(pieces)))
+                                  tabulate(pieces), by_layer(pieces), _routing(pieces, origin.ranks)))
     parts.remove(output)
 
 
@@ -115,6 +119,8 @@ def write(output: Path, origin: Provenance, found: Results, **attributes: int) -
         h5.put(file, "load", found.load, "rows sent to each expert, by layer and expert [rows]")
         _put_timings(file, found.steps)
         traffic.put(file, found.steps.traffic, found.layers, all_ranks=True)
+        if found.routing:
+            files_routing.put(file, found.routing)
 
 
 def read(file: h5py.File, path: Path) -> Results:
@@ -123,7 +129,24 @@ def read(file: h5py.File, path: Path) -> Results:
     ids, texts = (tuple(h5.strings(file, name, path, len(answers))) for name in ("id", "text"))
     load = h5.take(file, "load", path, np.integer, 2)
     layers = traffic.take(file, "layer", len(load), path) or Traffic.none(len(load))
-    return Results(tuple(answers), ids, texts, load, steps(file, path), layers)
+    return Results(tuple(answers), ids, texts, load, steps(file, path), layers, files_routing.take(file, path))
+
+
+def _routing(pieces: Sequence[Part], ranks: int) -> Routing | None:
+    mine = [(p.rank, p.load, p.expert) for p in pieces
+            if p.ranks == ranks and 0 <= p.rank < ranks and p.expert is not None]
+    return files_routing.gather(mine, ranks) if mine else None
+
+
+def routing(path: Path) -> Routing:
+    """Where the tokens of a run went. Raises `InputError` where the file does not tell."""
+    vet.check(path, "results")
+    with h5.reading(path, "results") as file:
+        found = files_routing.take(file, path)
+    if not found:
+        raise InputError(f"{path} does not tell where its tokens went: an older hpcmoe made it, or pack did, of shards "
+                         "on different numbers of ranks; give the results of another run")
+    return found
 
 
 def tabulate(pieces: Sequence[Part]) -> StepTable:

@@ -1,6 +1,6 @@
 """The weights that one rank holds: the shared parts, and its own experts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,15 +114,16 @@ def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = as_it_is,
     return Weights(outer["embedding"], layers, outer["norm"], outer.get("head", outer["embedding"]))
 
 
-def take_over(weights: Weights, source: Source, more: Sequence[int], dtype: np.dtype, keep: Keep = as_it_is,
+def take_over(weights: Weights, source: Source, more: Held, dtype: np.dtype, keep: Keep = as_it_is,
               bring: Bring | None = None) -> Weights:
-    """`weights` with the experts `more` in every layer that has some, behind those that are there. As `load`."""
+    """`weights` with the experts `more` of each layer that has some, behind those that are there. As `load`."""
     fill = _filler(source, dtype, keep, bring)
 
     def with_more(number: int, layer: Layer) -> Layer:
-        found = {(t.kind, t.expert): fill(t) for t in spec.layer_tensors(source.spec, number) if t.expert in more}
+        found = {(t.kind, t.expert): fill(t) for t in spec.layer_tensors(source.spec, number)
+                 if t.expert in more(number)}
         return replace(layer, experts=layer.experts + tuple(
-            Swiglu(found["experts/gate_up", e], found["experts/down", e]) for e in more))
+            Swiglu(found["experts/gate_up", e], found["experts/down", e]) for e in more(number)))
     return replace(weights, layers=tuple(layer if layer.dense else with_more(number, layer)
                                          for number, layer in enumerate(weights.layers)))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placement, Placements, fullest
 
 
 def linear(experts: int, ranks: int) -> Placement:
@@ -30,7 +30,7 @@ def inherit(before: Placement, living: Sequence[int]) -> Placement:
     return Placement(len(held), rank.astype(np.int32), np.array([e for experts in held for e in experts], np.int32))
 
 
-def with_spare(placement: Placement) -> Placement:
-    """The placement for which there must be room on each rank, if any one may die."""
-    fullest = int(np.diff(placement.first).argmax())
-    return inherit(placement, [rank for rank in range(placement.ranks) if rank != fullest])
+def with_spare(placements: Placements) -> Placements:
+    """The placements for which there must be room on each rank, if any one may die."""
+    gone = fullest(placements)
+    return [inherit(placement, [rank for rank in range(placement.ranks) if rank != gone]) for placement in placements]

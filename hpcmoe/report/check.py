@@ -15,7 +15,8 @@ from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, place, plan_memory,
 from hpcmoe.errors import JobError
 from hpcmoe.files import lock
 from hpcmoe.report import text
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placements
+from hpcmoe.slots import most as most_slots
 from hpcmoe.spec import ModelSpec
 
 MANY = 1 << 20
@@ -57,7 +58,7 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
     out.print(f"Memory of the fullest rank, {where}:")
     out.print(_table(found.memory))
     if limit is not None:
-        verdict(found, limit, gpu_memory or "", place(model, ranks).most)
+        verdict(found, limit, gpu_memory or "", most_slots(place(model, ranks)))
         out.print(f"It fits: {text.size(found.memory.total)} of {gpu_memory}; the largest batch that does is {more}.")
 
 
@@ -88,23 +89,23 @@ def parse_size(words: str) -> float:
     return float(match[1]) * (1024 if match[3] else 1000) ** power
 
 
-def _fit(model: ModelSpec, job: Job, lengths: np.ndarray, placement: Placement, limit: float | None) -> Fit:
+def _fit(model: ModelSpec, job: Job, lengths: np.ndarray, placements: Placements, limit: float | None) -> Fit:
     """The plan of a job; without a limit, on a CPU."""
     if limit is None:
-        sizes = plan_sizes(model, job, lengths, placement.ranks)
-        return Fit(sizes, plan_memory(model, job, placement, sizes, "host"), 0)
+        sizes = plan_sizes(model, job, lengths, placements[0].ranks)
+        return Fit(sizes, plan_memory(model, job, placements, sizes, "host"), 0)
     if job.compute.dtype == "float32":
         raise JobError("--gpu-memory: compute.dtype = float32 is computed on CPUs: set bfloat16, or leave it out")
-    return fit(model, job, lengths, placement, limit)
+    return fit(model, job, lengths, placements, limit)
 
 
-def _fit_alone(model: ModelSpec, job: Job, placement: Placement, limit: float | None) -> Fit:
+def _fit_alone(model: ModelSpec, job: Job, placements: Placements, limit: float | None) -> Fit:
     """The plan of one sequence; a step has all tokens of some prompts, or one of each sequence."""
     length = min(model.context, SHORT)
 
     def plan(sequences: int) -> Memory:
         sizes = Sizes(sequences, max(sequences, min(MOST_TOKENS, sequences * length)), length)
-        return plan_memory(model, job, placement, sizes, "host" if limit is None else "device")
+        return plan_memory(model, job, placements, sizes, "host" if limit is None else "device")
     most = 0 if limit is None else largest(plan, limit, MANY)
     return Fit(Sizes(1, min(MOST_TOKENS, length), length), plan(1), most)
 
@@ -113,7 +114,7 @@ def _layout(model: ModelSpec, sizes: Sizes, ranks: int) -> str:
     work = f"up to {text.plural(sizes.sequences, 'sequence')} and {text.plural(sizes.tokens, 'token')} a step on each"
     if not model.moe:
         return f"{text.plural(ranks, 'rank')}, a dense model, {work}"
-    held = np.diff(place(model, ranks).first)
+    held = np.diff(place(model, ranks)[0].first)
     spare = int((held == 0).sum())
     slots = f"{text.plural(int(held.max()), 'expert')} per rank and layer{f', {spare} ranks without' if spare else ''}"
     return f"{text.plural(ranks, 'rank')}, E = {model.experts}: {slots}; {work}"

@@ -19,21 +19,22 @@ from hpcmoe.files.parts import Provenance
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import STAGES, Answer, Begun, StepTime
 
-LAYERS, EXPERTS, STEPS, ANSWERS, BEGUN, ROUNDS = 61, 256, 1000, 60, 32, 11
+LAYERS, EXPERTS, K, STEPS, ANSWERS, BEGUN, ROUNDS = 61, 256, 8, 1000, 60, 32, 11
 
 
 def main() -> None:
     """Prints a line from rank 0."""
     comm, folder = MPI.COMM_WORLD, Path(sys.argv[1]) / "bench-commit"
     origin = Provenance("", "bench", "", comm.size, ("host",) * comm.size, 1)
-    record = Record(folder / "out.h5", 0, comm.rank, origin, 1e9, (LAYERS, EXPERTS), lambda: None)
+    record = Record(folder / "out.h5", 0, comm.rank, origin, 1e9, (LAYERS, EXPERTS, K), lambda: None)
     answers = [Answer(n, np.ones(1000, np.int32), np.ones(1000, np.float32), "length") for n in range(ANSWERS)]
     begun = [Begun(n, np.ones(2048, np.int32), np.ones(2048, np.float32)) for n in range(BEGUN)]
+    sample = np.random.default_rng(0).integers(0, EXPERTS, (4, LAYERS, K)).astype(np.int16)
     seconds = np.zeros(ROUNDS)
     for number in range(ROUNDS):
         for step in range(STEPS):
-            record.add(answers if step == 0 else (), np.ones((LAYERS, EXPERTS), np.int64), Traffic.none(LAYERS),
-                       StepTime(step, 32, 32, 0.06, np.zeros(len(STAGES))), lambda: begun)
+            record.add(answers if step == 0 else (), np.ones((LAYERS, EXPERTS), np.int64), sample,
+                       Traffic.none(LAYERS), StepTime(step, 32, 32, 0.06, np.zeros(len(STAGES))), lambda: begun)
         comm.Barrier()
         begin = time.perf_counter()
         record.commit(begun)

@@ -23,6 +23,7 @@ from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.model import weights
 from hpcmoe.report import text
+from hpcmoe.slots import held_by
 from hpcmoe.spec import Attention, ModelSpec, Moe
 from hpcmoe.types import STAGES, Batch, Span
 
@@ -78,9 +79,9 @@ def model(shape: Shape) -> ModelSpec:
 def open_both(world: launch.World, shape: Shape) -> dict[str, RankSegments]:
     """The same weights behind both schedules. Collective."""
     spec = model(shape)
-    placement = place(spec, world.size)
-    held = weights.load(Drawn(spec, 0), lambda n: placement.held_by(world.rank), array.FLOAT32)
-    return {mode: device.open_segments(world.comm, Unwatched(world.idle), spec, held, placement,
+    placements = place(spec, world.size)
+    held = weights.load(Drawn(spec, 0), held_by(placements, world.rank), array.FLOAT32)
+    return {mode: device.open_segments(world.comm, Unwatched(world.idle), spec, held, placements,
                                 Sizes(MICRO_BATCHES, 0, shape.tokens), Generate(), array.FLOAT32, Way(),
                                 MICRO_BATCHES, overlapped=mode == "overlapped")
             for mode in ("serial", "overlapped")}

@@ -23,6 +23,7 @@ from hpcmoe.engine.memory import Sizes, place, plan_memory  # noqa: E402
 from hpcmoe.exchange.lane import Way  # noqa: E402
 from hpcmoe.exchange.watch import Unwatched  # noqa: E402
 from hpcmoe.files.drawn import Drawn  # noqa: E402
+from hpcmoe.slots import held_by  # noqa: E402
 from hpcmoe.spec import Attention, Dense, ModelSpec, Moe  # noqa: E402
 from hpcmoe.types import Batch, Span  # noqa: E402
 
@@ -58,12 +59,12 @@ def main(name: str, mode: str, answers: str) -> None:
     comm, model = MPI.COMM_WORLD, MODELS[name]
     job = Job("m", "p", "o", mode=answers, exchange=Exchange(mode=mode, transport="device"),
               schedule=Schedule("serial", 2))
-    placement, sizes = place(model, comm.size), Sizes(SLOTS, TOKENS, LENGTH)
-    memory = plan_memory(model, job, placement, sizes, "device")
+    placements, sizes = place(model, comm.size), Sizes(SLOTS, TOKENS, LENGTH)
+    memory = plan_memory(model, job, placements, sizes, "device")
     pool, before = cupy.cuda.MemoryPool(), gpu.free_memory()
     cupy.cuda.set_allocator(pool.malloc)
-    held = device.load(Drawn(model, 0), lambda n: placement.held_by(comm.rank), array.BFLOAT16, "device")
-    segments = device.open_segments(comm, Unwatched(launch.rest), model, held, placement, sizes, Generate(),
+    held = device.load(Drawn(model, 0), held_by(placements, comm.rank), array.BFLOAT16, "device")
+    segments = device.open_segments(comm, Unwatched(launch.rest), model, held, placements, sizes, Generate(),
                                     array.BFLOAT16, Way(mode, memory="device"), 2)
     for batches in steps(answers == "score"):
         schedule.serial([layer.step(segments, part, n) for n, part in enumerate(batches)], segments.clock, launch.rest,

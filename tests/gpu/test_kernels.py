@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from models import batch
 
+from hpcmoe.exchange import replicas
 from hpcmoe.exchange.route import plan_send, trailer_width
 from hpcmoe.kernels import attention as cpu_attention
 from hpcmoe.kernels import choice as cpu_choice
@@ -15,7 +16,9 @@ from hpcmoe.kernels import norm as cpu_norm
 from hpcmoe.kernels import rope as cpu_rope
 from hpcmoe.kernels import swiglu as cpu_swiglu
 from hpcmoe.placement.plan import linear
+from hpcmoe.slots import Placement
 from hpcmoe.spec import Attention, ModelSpec, Moe
+from hpcmoe.types import SAMPLED, sampled
 
 pytestmark = pytest.mark.gpu
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -212,7 +215,10 @@ def test_choice_of_experts(moe, T):
     logits[:, ::3] = np.round(logits[:, ::3])  # ties
     bias = rng.standard_normal(moe.experts).astype(np.float32) if moe.selection_bias else None
     route, load = gate.make_route(T, moe.top_k, 3), cupy.zeros(moe.experts, np.uint64)
-    gate.choose(moe, there(logits), None if bias is None else there(bias), route, load)
+    sample = cupy.full((SAMPLED, 2, moe.top_k), 7, np.int16)
+    gate.choose(moe, there(logits), None if bias is None else there(bias), route, load, sample[:, 1])
+    tokens = sampled(T)
+    assert np.array_equal(here(sample)[:len(tokens), 1], here(route.expert)[tokens]) and (here(sample)[:, 0] == 7).all()
     rounded = logits.astype(BF16).astype(np.float32) if moe.round_logits else logits
     want = cpu_gate.choose(rounded, bias, moe)
     same = here(route.expert) == want.expert  # float32 sums may split a tie otherwise, seldom
@@ -238,15 +244,15 @@ def test_order_pack_and_combine(E, K, R, T, bulk, monkeypatch):
     weight = rng.random((T, K)).astype(np.float32)
     route = gate.make_route(T, K, R)
     route.expert[...], route.weight[...] = there(expert), there(weight)
-    at = gate.make_map(placement)
-    gate.order(route, at, T, R)
+    at = gate.make_map(placement, placement.slots)
+    gate.order(route, at.rank, T, R)
     cupy.cuda.get_current_stream().synchronize()
-    from hpcmoe.types import Route
-    want = plan_send(Route(expert, weight), placement)
+    width = trailer_width(placement.most, K)
+    want = plan_send(placement.slot[expert], placement, width)
     assert np.array_equal(route.counts, want.counts) and np.array_equal(route.home_counts, want.home_counts)
     laid = cupy.full(R, 7, np.int32)
     assert gate.lay(route, laid) and np.array_equal(here(laid), np.cumsum(want.counts) - want.counts)
-    x, width = some(rng, T, H), trailer_width(placement, K)
+    x = some(rng, T, H)
     for gap in (0, 3):
         base = (np.cumsum(want.counts) - want.counts + gap * np.arange(R)).astype(np.int32)
         out = cupy.full((len(want.token) + gap * R, H + width), 7, np.uint16)
@@ -311,3 +317,35 @@ def test_next_tokens(V, temperature, top_p):
     want = np.where(target >= 0, target, want)
     assert np.array_equal(token, want)
     assert np.allclose(logprob, cpu_choice.logprobs(wide, want), atol=2e-5)
+
+
+@pytest.mark.parametrize("E, K, R, more", [(8, 2, 8, 5), (16, 4, 24, 8), (3, 3, 9, 12), (256, 8, 320, 64)])
+@pytest.mark.parametrize("T", [0, 1, 64, 500])
+def test_replicas_get_the_rows_that_numpy_gives_them(E, K, R, more, T):
+    from dataclasses import replace
+
+    import cupy
+
+    from hpcmoe.device import gate
+    rng = np.random.default_rng(E + T)
+    held = {(e * R // E, e) for e in range(E)}
+    while len(held) < E + more:
+        held.add((int(rng.integers(R)), int(rng.integers(E))))
+    placement = Placement(R, *np.array(sorted(held), np.int32).T)
+    expert = np.argsort(rng.random((T, E)), axis=1)[:, :K].astype(np.int32)
+    expert[: T // 2] = np.arange(K)
+    to = replicas.near(placement, [r // 4 for r in range(R)], R // 2)
+    want = replicas.choose(expert, np.bincount(expert.ravel(), minlength=E), placement, to)
+    at = gate.make_map(placement, to.slot)
+    route = gate.make_route(T, K, R)
+    chosen = replace(gate.make_route(T, K, E), weight=route.weight)
+    chosen.expert[...] = there(expert)
+    gate.order(chosen, at.replicas.itself, T, E)
+    gate.spread(chosen, at.replicas, T, route)
+    gate.order(route, at.rank, T, R)
+    cupy.cuda.get_current_stream().synchronize()
+    assert np.array_equal(here(route.expert), want)
+    plan = plan_send(want, placement, trailer_width(placement.most, K))
+    assert np.array_equal(route.counts, plan.counts)
+    begins = np.cumsum(plan.home_counts) - plan.home_counts
+    assert np.array_equal(here(route.home), plan.home - begins[placement.rank[want]])

@@ -37,8 +37,8 @@ def routes(monkeypatch):
         kept.append(gate(*arguments))
         return kept[-1]
 
-    def follow(moe, logits, bias, route, load):
-        choose(moe, logits, bias, route, load)
+    def follow(moe, logits, bias, route, load, sample):
+        choose(moe, logits, bias, route, load, sample)
         want, T = said.pop(0), len(logits)
         same.extend((np.sort(route.expert[:T].get()) == np.sort(want.expert)).all(axis=1))
         route.expert[:T], route.weight[:T] = blocks.cupy.asarray(want.expert), blocks.cupy.asarray(want.weight)

@@ -29,7 +29,7 @@ class TestPrompts:
     """prompts.h5"""
 
     @given(st.lists(st.tuples(IDS, TOKENS), max_size=8))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_what_is_written_comes_back(self, tmp_path_factory, lists):
         path = tmp_path_factory.mktemp("p") / "p.h5"
         prompts.write(path, [i for i, _ in lists], [np.array(t, np.int32) for _, t in lists])
@@ -56,7 +56,7 @@ class TestParts:
         st.lists(st.tuples(st.integers(0, 99), TOKENS, st.sampled_from(["eos", "length", "context"])), max_size=6),
         st.integers(0, 3),
     )
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_what_is_written_comes_back(self, tmp_path_factory, listed, count):
         answers = [answer(p, *tokens, stop=stop) for p, tokens, stop in listed]
         steps = [step_time(n, wall=0.1 * n) for n in range(count)]
@@ -261,7 +261,7 @@ class TestRagged:
     """Lists of any lengths."""
 
     @given(st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5), max_size=9))
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     def test_lists_come_back(self, lists):
         with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
             h5.put_ragged(file, "x", [np.array(v, np.int32) for v in lists], "int32", "numbers [m]")
@@ -270,7 +270,7 @@ class TestRagged:
             assert data.dtype == np.int32 and at.dtype == np.int64
 
     @given(st.lists(IDS, max_size=6))
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     def test_strings_come_back(self, words):
         with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
             h5.put_strings(file, "x", words, "words")

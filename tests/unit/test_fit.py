@@ -14,13 +14,13 @@ from hpcmoe.engine import fit, footprint
 from hpcmoe.engine.footprint import GROWTH, OVERHEAD, Step
 from hpcmoe.engine.memory import Sizes, place, plan_memory, plan_sizes
 from hpcmoe.errors import DeviceError, JobError, size
-from hpcmoe.exchange.route import plan_send
+from hpcmoe.exchange.route import plan_send, trailer_width
 from hpcmoe.gpu import Gpu
 from hpcmoe.kernels import rope
 from hpcmoe.launch import Agreed
 from hpcmoe.model import weights
+from hpcmoe.placement.plan import linear
 from hpcmoe.spec import Tensor
-from hpcmoe.types import Route
 
 LENGTHS = np.array([7, 40, 3, 9, 12, 30, 8])
 JOB = Job("m", "p", "o")
@@ -62,9 +62,9 @@ class TestFootprint:
     @pytest.mark.parametrize("experts, ranks, top_k", [(16, 16, 2), (4, 1, 2), (32, 4, 8), (4, 8, 2), (5, 3, 5)])
     def test_buffers_hold_the_rows_of_balanced_routing(self, experts, ranks, top_k):
         model = replace(MOE, moe=replace(MOE.moe, experts=experts, top_k=top_k))
-        T, placement = 8 * experts, place(model, ranks)
+        T, placement = 8 * experts, linear(experts, ranks)
         expert = ((np.arange(T)[:, None] + np.arange(top_k) * (experts // top_k)) % experts).astype(np.int32)
-        plan = plan_send(Route(expert, np.ones(expert.shape, np.float32)), placement)
+        plan = plan_send(placement.slot[expert], placement, trailer_width(placement.most, top_k))
         fullest = int(np.diff(placement.first).argmax())
         arriving, computed = ranks * plan.counts[fullest], ranks * plan.home_counts[fullest]  # all ranks send alike
         found = step(model, ranks, T)

@@ -93,7 +93,9 @@ def test_the_schedule_knows_no_mpi_and_no_cupy(file):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in FILES if part(p) in ("errors", "tables", "config", "slots", "spec", "traffic", "types")], ids=name
+    "path",
+    [p for p in FILES if part(p) in ("errors", "tables", "config", "slots", "spec", "traffic", "types")],
+    ids=name,
 )
 def test_the_words_that_all_share_need_no_files_mpi_or_gpu(path):
     assert not outside(path) & {"h5py", "mpi4py", "cupy"}

@@ -165,7 +165,7 @@ class TestJsonl:
         assert texts(made(text(tmp_path, content, "p.jsonl"), model)) == ["a", "b"]
 
     @given(st.lists(st.tuples(ANY, ANY, st.booleans()), min_size=1, max_size=4))
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_whatever_json_carries_comes_through(self, model, tmp_path_factory, records):
         folder = tmp_path_factory.mktemp("p")
         lines = [json.dumps({"id": i, "text": t}, ensure_ascii=ascii) for i, t, ascii in records]

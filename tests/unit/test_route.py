@@ -4,24 +4,49 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcmoe.exchange.route import TRAILER, plan_receive, plan_send
+from hpcmoe.exchange.replicas import choose, near
+from hpcmoe.exchange.route import TRAILER, plan_receive, plan_send, trailer_width
+from hpcmoe.launch import number
 from hpcmoe.placement.plan import inherit, linear, with_spare
-from hpcmoe.types import Route
+from hpcmoe.slots import Placement
+
+
+@st.composite
+def placements(draw, most_experts: int = 20, most_ranks: int = 9):
+    """Experts in order over the ranks; sometimes with replicas, anywhere but two of one expert on a rank."""
+    E, R = draw(st.integers(1, most_experts)), draw(st.integers(1, most_ranks))
+    placement = linear(E, R)
+    rng, more = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.sampled_from([0, 0, 1, 5, 40]))
+    held = {(int(r), int(e)) for r, e in zip(placement.rank, placement.expert)}
+    held |= {(int(rng.integers(R)), int(rng.integers(E))) for _ in range(more)}
+    rank, expert = np.array(sorted(held), np.int32).T
+    return Placement(R, rank, expert)
+
+
+@st.composite
+def nodes_of(draw, ranks: int):
+    """The node of each of so many ranks."""
+    names = draw(st.lists(st.integers(0, 3), min_size=ranks, max_size=ranks))
+    return number(names)
 
 
 @st.composite
 def routes(draw):
-    """A placement, and a route on each of its ranks: random, all to one expert, or of no tokens at all."""
-    E, R = draw(st.integers(1, 20)), draw(st.integers(1, 9))
+    """A placement, the width of its trailers, and on each of its ranks the experts `[T, K]` of some tokens, and the
+    slots that they go to: experts are random, all the same, or of no tokens at all."""
+    placement = draw(placements())
+    E, R = len(placement.copies), placement.ranks
+    nodes = draw(nodes_of(R))
     K = draw(st.integers(1, min(E, 10)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     skew = draw(st.booleans())
     found = []
-    for _ in range(R):
+    for me in range(R):
         T = draw(st.sampled_from([0, 1, 2, 7]))
-        expert = np.array([np.arange(K) if skew else rng.permutation(E)[:K] for _ in range(T)]).reshape(T, K)
-        found.append(Route(expert.astype(np.int32), rng.random((T, K), np.float32)))
-    return linear(E, R), found
+        expert = np.array([np.arange(K) if skew else rng.permutation(E)[:K] for _ in range(T)], np.int32).reshape(T, K)
+        counts = np.bincount(expert.ravel(), minlength=E)
+        found.append((expert, choose(expert, counts, placement, near(placement, nodes, me))))
+    return placement, trailer_width(placement.most, K), found
 
 
 @given(E=st.integers(1, 300), R=st.integers(1, 300))
@@ -49,16 +74,16 @@ def test_those_that_live_keep_what_they_hold_and_share_the_rest(E, R, data):
 @given(E=st.integers(1, 60), R=st.integers(2, 40))
 def test_there_is_room_for_the_experts_of_any_rank(E, R):
     before = linear(E, R)
-    room = with_spare(before).most
+    room = with_spare([before])[0].most
     assert all(inherit(before, [r for r in range(R) if r != dead]).most <= room for dead in range(R))
 
 
 @given(routes())
 def test_rows_leave_once_for_each_rank_in_the_order_of_rank_and_token(case):
-    placement, found = case
-    for route in found:
-        plan = plan_send(route, placement)
-        rank = placement.rank[placement.slot[route.expert]]
+    placement, width, found = case
+    for _, slot in found:
+        plan = plan_send(slot, placement, width)
+        rank = placement.rank[slot]
         want = sorted({(int(rank[t, k]), t) for t in range(len(rank)) for k in range(rank.shape[1])})
         assert plan.token.tolist() == [t for _, t in want]
         assert plan.counts.tolist() == [sum(r == at for r, _ in want) for at in range(placement.ranks)]
@@ -68,9 +93,9 @@ def test_rows_leave_once_for_each_rank_in_the_order_of_rank_and_token(case):
 @given(routes())
 def test_every_answer_comes_home_to_its_token_and_its_k(case):
     """All ranks of an exchange by hand: each answer says who computed what for whom."""
-    placement, found = case
+    placement, width, found = case
     R = placement.ranks
-    sends = [plan_send(route, placement) for route in found]
+    sends = [plan_send(slot, placement, width) for _, slot in found]
     home = [[[] for _ in range(R)] for _ in range(R)]  # [source][rank]: answers in the order of return
     for rank in range(R):
         held = placement.held_by(rank)
@@ -89,8 +114,8 @@ def test_every_answer_comes_home_to_its_token_and_its_k(case):
         ends = np.cumsum(plan.home_counts)
         for src in range(R):
             home[src][rank] = answers[ends[src] - plan.home_counts[src]:ends[src]]
-    for src, (route, send) in enumerate(zip(found, sends)):
+    for src, ((expert, _), send) in enumerate(zip(found, sends)):
         assert [len(h) for h in home[src]] == send.home_counts.tolist()
         arrived = [a for h in home[src] for a in h]
-        T, K = route.expert.shape
-        assert all(arrived[send.home[t, k]] == (src, t, route.expert[t, k]) for t in range(T) for k in range(K))
+        T, K = expert.shape
+        assert all(arrived[send.home[t, k]] == (src, t, expert[t, k]) for t in range(T) for k in range(K))

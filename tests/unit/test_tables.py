@@ -45,7 +45,7 @@ class TestTables:
     """TOML tables as dataclasses, whatever is in them."""
 
     @given(OUTER)
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     def test_what_is_dumped_builds_the_same(self, value):
         assert tables.build(Outer, tables.parse(tables.dump(value))) == value
 
@@ -58,7 +58,7 @@ class TestTables:
             ),
         )
     )
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=200)
     def test_any_table_is_built_or_refused_by_name(self, table):
         try:
             found = tables.build(Outer, table)

@@ -31,6 +31,7 @@ from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
+from hpcmoe.slots import held_by
 from hpcmoe.spec import Attention, ModelSpec, Moe
 from hpcmoe.types import STAGES, Batch, Span
 
@@ -59,10 +60,10 @@ def open_segments(world: launch.World, scale: float) -> RankSegments:
     gc.collect()
     cupy.get_default_memory_pool().free_all_blocks()  # the model before this one needs them no more
     spec = model(scale)
-    placement = place(spec, world.size)
-    held = device.load(Drawn(model(scale, layers=1), 0), lambda n: placement.held_by(world.rank), BFLOAT16, "device")
+    placements = place(spec, world.size)
+    held = device.load(Drawn(model(scale, layers=1), 0), held_by(placements, world.rank), BFLOAT16, "device")
     return device.open_segments(world.comm, Unwatched(world.idle), spec,
-                                replace(held, layers=held.layers * LAYERS), placement,
+                                replace(held, layers=held.layers * LAYERS), placements,
                                 Sizes(MICRO_BATCHES, MICRO_BATCHES * T, T), Generate(), BFLOAT16,
                                 Way(transport="staged", memory="device"), MICRO_BATCHES, overlapped=True,
                                 nodes=world.nodes)

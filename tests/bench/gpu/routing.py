@@ -22,6 +22,7 @@ from hpcmoe.exchange.route import trailer_width
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.placement.plan import linear
 from hpcmoe.spec import Attention, ModelSpec, Moe
+from hpcmoe.types import SAMPLED
 
 T, H, E, K, RANKS = 4096, 7168, 256, 8, 256
 LAYERS = 4
@@ -52,14 +53,16 @@ class Routing:
     """The kernels on a layer, as `engine.gpu` calls them."""
 
     def __init__(self) -> None:
-        self._moe, self._at, self._gemm = MODEL.moe, make_map(PLACEMENT), Gemm()
-        self._width, self._load = trailer_width(PLACEMENT, K), cupy.zeros(E, np.uint64)
+        self._moe, self._at, self._gemm = MODEL.moe, make_map(PLACEMENT, PLACEMENT.slots), Gemm()
+        self._width, self._load = trailer_width(PLACEMENT.most, K), cupy.zeros(E, np.uint64)
+        self._sample = cupy.zeros((SAMPLED, K), np.int16)
 
     def order(self, layer: Layer) -> None:
         """The choice of experts, and the order of the rows."""
         assert self._moe is not None
-        choose(self._moe, self._gemm(layer.x, layer.gate, dtype=np.float32), None, layer.route, self._load)
-        order(layer.route, self._at, T, RANKS)
+        choose(self._moe, self._gemm(layer.x, layer.gate, dtype=np.float32), None, layer.route, self._load,
+               self._sample)
+        order(layer.route, self._at.rank, T, RANKS)
 
     def leave(self, layer: Layer) -> None:
         """All up to the rows that leave."""
