@@ -16,7 +16,8 @@ from hpcmoe.engine.memory import Sizes, place
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
-from hpcmoe.slots import held_by
+from hpcmoe.slots import Placement, Placements, held_by
+from hpcmoe.spec import ModelSpec
 from hpcmoe.types import MODES, TRANSPORTS, Batch, Outcome, Speeds
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -38,14 +39,35 @@ WAYS = [Way(mode, transport, SPEEDS) for mode, transport in itertools.product((*
 COURSES = [Course(*both) for both in itertools.product(("serial", "overlapped"), WAYS)]
 
 
+HOLDERS = ("in order", "shuffled", "replicated")
+"""Who holds which expert."""
+
+
+def hold(how: str, model: ModelSpec, ranks: int, seed: int = 0) -> Placements:
+    """One of `HOLDERS`: experts in order over the ranks, shuffled anew in each layer, or some of them with replicas."""
+    if how == "in order":
+        return place(model, ranks)
+    rng = np.random.default_rng([seed, ranks])
+    E, more = model.experts, max(3, ranks - model.experts) if how == "replicated" else 0
+    return [_shuffled(rng, E, ranks, more) for _ in range(model.layers)]
+
+
+def _shuffled(rng: np.random.Generator, E: int, R: int, more: int) -> Placement:
+    slots = max(E, R if more else 0)
+    held = set(zip((rng.permutation(slots)[:E] * R // slots).tolist(), range(E)))
+    held |= {(int(rng.integers(R)), int(rng.integers(E))) for _ in range(more)}
+    return Placement(R, *np.array(sorted(held), np.int32).T)
+
+
 class Rig:
     """Collective over `comm`; use as a context."""
 
     def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64,
                  course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None,
-                 device: bool = False) -> None:
+                 device: bool = False, placements: Placements | None = None) -> None:
         """`device`: on a GPU, in bfloat16."""
-        kind, placements = array.DTYPES["bfloat16" if device else dtype], place(source.spec, comm.size)
+        kind = array.DTYPES["bfloat16" if device else dtype]
+        placements = placements or place(source.spec, comm.size)
         self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
         way = replace(course.way, memory="device" if device else "host")
         held = engine.load(source, held_by(placements, comm.rank), kind, way.memory)

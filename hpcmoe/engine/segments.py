@@ -58,8 +58,8 @@ class Work:
     lane: Lane
     load: np.ndarray
     """`[L, E]` int64: rows sent to each expert so far"""
-    sample: np.ndarray
-    """`[s, L, K]` int16: the experts of some tokens"""
+    sample: list[np.ndarray] = field(default_factory=list)
+    """by layer with experts: `[s, K]` int16, those of some tokens"""
     layer: int = 0
     angles: tuple[np.ndarray, np.ndarray] = field(init=False)
     x: np.ndarray = field(init=False)
@@ -107,9 +107,7 @@ class CpuSegments:
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
-        L, K = self.model.layers, self.model.moe.top_k if self.model.moe else 0
-        return Work(batch, number, self.lanes[number], np.zeros((L, self.model.experts), np.int64),
-                    np.full((len(sampled(batch.rows)), L, K), -1, np.int16))
+        return Work(batch, number, self.lanes[number], np.zeros((self.model.layers, self.model.experts), np.int64))
 
     def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
@@ -208,7 +206,7 @@ class CpuSegments:
         with self._stage("gate", work, work.batch.rows):
             work.route = gate(moe, weights.gate, work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
-            work.sample[:, work.layer] = work.route.expert[sampled(work.batch.rows)]
+            work.sample.append(work.route.expert[sampled(work.batch.rows)].astype(np.int16))
         with self._stage("pack", work, work.batch.rows):
             units = self._units + self._width
             placement, to = self.placements[work.layer], self._near[work.layer]
@@ -251,7 +249,15 @@ class CpuSegments:
         with self.clock.stage("head", -1, work.number, len(work.batch.wanted)):
             blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
         token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
-        work.outcome = Outcome(token, logprob, work.load, work.sample, logits if self.keep_logits else None)
+        work.outcome = Outcome(token, logprob, work.load, self._sample(work), logits if self.keep_logits else None)
+
+    def _sample(self, work: Work) -> np.ndarray:
+        """As in `Outcome`."""
+        K = work.sample[0].shape[1] if work.sample else 0
+        sample = np.full((len(sampled(work.batch.rows)), self.model.layers, K), -1, np.int16)
+        for layer, chosen in zip(self.moe_layers, work.sample):
+            sample[:, layer] = chosen
+        return sample
 
     def _blocks(self, rows: int) -> list[slice]:
         """Rows by so many that their logits stay small; scoring asks for those of every token."""
