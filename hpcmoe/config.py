@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 from hpcmoe import shard, tables
@@ -43,6 +44,21 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    plan: str = key("", help="who holds what, as hpcmoe plan decided it for as many ranks; without a plan experts "
+                             "lie in order over the ranks")
+    ranks_per_node: int = key(0, help="so many neighbouring ranks are one node; 0 = those that share memory", least=0)
+
+
+@dataclass(frozen=True)
+class Balance:
+    mode: str = key("none", help="what spare ranks hold where there is no plan: nothing, or replicas of experts; a plan "
+                                 "has replicas of its own", choices=("none", "replicas"))
+    exact: bool = key(False, help="count each expert's rows on all ranks first, so that its replicas get equal parts "
+                                  "however few rows a rank has; costs one small exchange a layer")
+
+
+@dataclass(frozen=True)
 class Schedule:
     mode: str = key("auto", help="how micro-batches take turns; auto cuts a step in two where the probe found that it "
                                  "pays, and never without one", choices=("auto", "serial", "overlapped"))
@@ -75,6 +91,8 @@ class Job:
     compute: Compute = key(Compute(), help="arithmetic")
     exchange: Exchange = key(Exchange(), help="communication")
     schedule: Schedule = key(Schedule(), help="micro-batches")
+    parallel: Parallel = key(Parallel(), help="who holds what, and where")
+    balance: Balance = key(Balance(), help="uneven routing")
     checkpoint: Checkpoint = key(Checkpoint(), help="commits")
     probe: str = key("", help="what hpcmoe probe wrote on these ranks, for whatever is auto")
     shard: str = key("", help="answer a part of the prompts: 3/8 is every 8th, from the fourth on, and goes to "
@@ -87,11 +105,12 @@ class Job:
     def identity(self) -> str:
         """What an answer depends on beside the model and the prompts themselves, as TOML text."""
         same = replace(self, model="", prompts="", output="", probe="", shard="", exchange=Exchange(),
-                       schedule=Schedule(), checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
+                       parallel=Parallel(), balance=Balance(), schedule=Schedule(), checkpoint=Checkpoint(),
+                       compute=replace(self.compute, device="auto"))
         return same.toml()
 
 
-PATHS = ("model", "prompts", "output", "probe")
+PATHS = ("model", "prompts", "output", "probe", "parallel.plan")
 
 
 def device(path: Path, overrides: Iterable[str] = ()) -> str:
@@ -129,9 +148,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
 
 
 def _absolute(table: dict, folder: Path) -> None:
-    for name in PATHS:
-        if isinstance(table.get(name), str) and table[name]:
-            table[name] = str((folder / os.path.expanduser(table[name])).absolute())
+    for path in PATHS:
+        *sections, name = path.split(".")
+        at = reduce(lambda inner, section: inner.get(section, {}) if isinstance(inner, dict) else {}, sections, table)
+        if isinstance(at, dict) and isinstance(at.get(name), str) and at[name]:
+            at[name] = str((folder / os.path.expanduser(at[name])).absolute())
 
 
 def _override(table: dict, text: str) -> None:

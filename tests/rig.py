@@ -12,7 +12,8 @@ from hpcmoe import array, launch
 from hpcmoe.config import Generate
 from hpcmoe.engine import device as engine
 from hpcmoe.engine import layer, schedule
-from hpcmoe.engine.memory import Sizes, place
+from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.seats import place
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
@@ -39,16 +40,17 @@ WAYS = [Way(mode, transport, SPEEDS) for mode, transport in itertools.product((*
 COURSES = [Course(*both) for both in itertools.product(("serial", "overlapped"), WAYS)]
 
 
-HOLDERS = ("in order", "shuffled", "replicated")
-"""Who holds which expert."""
+HOLDERS = ("in order", "shuffled", "replicated", "replicated exactly")
+"""Who holds which expert; with replicas that get equal parts of each rank's rows, or exactly equal ones of all rows."""
 
 
 def hold(how: str, model: ModelSpec, ranks: int, seed: int = 0) -> Placements:
-    """One of `HOLDERS`: experts in order over the ranks, shuffled anew in each layer, or some of them with replicas."""
+    """One of `HOLDERS`: experts in order over the ranks, shuffled anew in each layer, or some of them with
+    replicas."""
     if how == "in order":
         return place(model, ranks)
     rng = np.random.default_rng([seed, ranks])
-    E, more = model.experts, max(3, ranks - model.experts) if how == "replicated" else 0
+    E, more = model.experts, max(3, ranks - model.experts) if how.startswith("replicated") else 0
     return [_shuffled(rng, E, ranks, more) for _ in range(model.layers)]
 
 
@@ -64,12 +66,12 @@ class Rig:
 
     def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64,
                  course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None,
-                 device: bool = False, placements: Placements | None = None) -> None:
-        """`device`: on a GPU, in bfloat16."""
+                 device: bool = False, holders: str = HOLDERS[0], seed: int = 0) -> None:
+        """`device`: on a GPU, in bfloat16; holders and seed as in `hold`."""
         kind = array.DTYPES["bfloat16" if device else dtype]
-        placements = placements or place(source.spec, comm.size)
+        placements = hold(holders, source.spec, comm.size, seed)
         self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
-        way = replace(course.way, memory="device" if device else "host")
+        way = replace(course.way, memory="device" if device else "host", exact=holders == "replicated exactly")
         held = engine.load(source, held_by(placements, comm.rank), kind, way.memory)
         self.segments = engine.open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placements,
                                              Sizes(slots, slots * length, length), Generate(), kind, way,

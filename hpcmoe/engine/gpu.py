@@ -26,7 +26,7 @@ from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Lane, Way, open_lanes
-from hpcmoe.exchange.replicas import near
+from hpcmoe.exchange.replicas import exact, near
 from hpcmoe.exchange.route import plan_receive, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels.choice import uniform
@@ -52,7 +52,8 @@ class GpuSegments:
         self._travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
         nodes = nodes or (0,) * placements[0].ranks
         seen = [near(placement, nodes, rank) for placement in placements]
-        self._blocks = Blocks(model, weights, cache, placements, seen, self._compute, self._timer)
+        self._nodes, self._near, self.exact = nodes, seen, lanes[0].tallied(placements)
+        self._blocks = Blocks(model, weights, cache, placements, seen, self.exact, self._compute, self._timer)
         self._grouped, self._packing = Grouped(self._blocks.gemm, self._compute), Timer(self._travel)
         self._packing.tell = self.clock.add
         self._classes = classes(nodes, rank)
@@ -68,6 +69,24 @@ class GpuSegments:
         with self._compute:
             self._blocks.enter(work)
             self._pack_ahead(work)
+        return Event(self._compute)
+
+    def tally(self, work: Work) -> Flight:
+        """See `layer.Segments`."""
+        tallies, chosen = work.lane.tallies, work.room.chosen
+        assert tallies and chosen
+        self.watch.mark("balance", work.layer, work.number)
+        tallies.start(chosen.home_counts)
+        return tallies
+
+    def spread(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        tallies, placement, to = work.lane.tallies, self.placements[work.layer], self._near[work.layer]
+        assert tallies
+        shares = exact(tallies.all, placement, self._nodes, self.rank, to)
+        with self._compute:
+            self._blocks.spread(work, shares)
+            self._pack_ahead(work, spread=True)
         return Event(self._compute)
 
     def count(self, work: Work) -> Flight:
@@ -172,12 +191,12 @@ class GpuSegments:
     def _depart(self, travelling: Rows, kind: str, work: Work) -> Trip:
         return self.clock.depart(travelling, kind, work.layer, work.number, work.leaving, work.sent)
 
-    def _pack_ahead(self, work: Work) -> None:
+    def _pack_ahead(self, work: Work, spread: bool = False) -> None:
         """Packs right behind the gate, where it is known where to: on the other stream packing would wait for the other
         micro-batch's products to leave it a multiprocessor."""
         T, route = work.batch.rows, work.room.route
         work.packed = False
-        if work.layer == self.model.layers or not T:
+        if work.layer == self.model.layers or not T or (work.layer in self.exact and not spread):
             return
         most = T * min(route.expert.shape[1], self.placements[0].ranks)
         out = work.lane.dispatch.ahead(most, self.model.hidden + self._width)
@@ -252,7 +271,7 @@ def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights,
     """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
     check_model(model)
     cache = cache or KvCache(model, sizes.sequences, sizes.length)
-    lanes = open_lanes(comm, watch.idle, way, micro_batches)
+    lanes = open_lanes(comm, watch.idle, way, micro_batches, model.experts)
     replicated = any(placement.replicated for placement in placements)
     rooms = [Room(model, sizes.tokens, comm.size, replicated) for _ in range(micro_batches)]
     return GpuSegments(model, held, cache, placements, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes, trace)

@@ -11,7 +11,7 @@ from hpcmoe.errors import size
 from hpcmoe.exchange.interface import MOST, PIECE
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
-from hpcmoe.placement.plan import linear, with_spare
+from hpcmoe.placement.plan import with_spare
 from hpcmoe.slots import Placements, fullest, held_by, most
 from hpcmoe.spec import ModelSpec, Moe
 
@@ -122,11 +122,6 @@ def _requests(model: ModelSpec, moe: Moe, job: Job, placements: Placements, toke
         rungs += ladder * min(largest, MOST)
         pieces += 2 * (2 + ladder) * min(largest, max(2 * PIECE, ranks * row))
     return rungs * micro_batches(job), pieces * micro_batches(job)
-
-
-def place(model: ModelSpec, ranks: int) -> Placements:
-    """Which rank holds which expert."""
-    return [linear(model.experts, ranks)] * model.layers
 
 
 def room(job: Job, placements: Placements) -> Placements:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,9 +11,10 @@ from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
+from hpcmoe.engine.work import Work
 from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Lane, Way, open_lanes
-from hpcmoe.exchange.replicas import choose, near
+from hpcmoe.exchange.replicas import even, exact, near, spread
 from hpcmoe.exchange.route import plan_receive, plan_send, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels import choice, combine, norm, pack, rope
@@ -27,7 +27,7 @@ from hpcmoe.model.head import head
 from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.slots import Placements, most
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Layout, Outcome, Route, SendPlan, dense, sampled
+from hpcmoe.types import Batch, Layout, Outcome, dense, sampled
 
 LOGITS = 1 << 23
 """Logits that are held at once."""
@@ -48,40 +48,6 @@ def chooser(rules: Generate) -> Choose:
     return choose
 
 
-@dataclass
-class Work:
-    """The handle of a micro-batch: what its next segment needs."""
-
-    batch: Batch
-    number: int
-    """of the micro-batch in its step"""
-    lane: Lane
-    load: np.ndarray
-    """`[L, E]` int64: rows sent to each expert so far"""
-    sample: list[np.ndarray] = field(default_factory=list)
-    """by layer with experts: `[s, K]` int16, those of some tokens"""
-    layer: int = 0
-    angles: tuple[np.ndarray, np.ndarray] = field(init=False)
-    x: np.ndarray = field(init=False)
-    """`[T, H]`: the residual stream"""
-    normed: np.ndarray = field(init=False)
-    """`[T, H]`: what the gate saw"""
-    shared: np.ndarray | None = None
-    """`[T, H]`: the shared expert's answer"""
-    shared_ready: Event = field(default_factory=Event)
-    route: Route = field(init=False)
-    send: SendPlan = field(init=False)
-    leaving: int = 0
-    """rows that are ready to leave"""
-    sent: np.ndarray = field(init=False)
-    """`[len(CLASSES)]` int64: their bytes"""
-    homecoming: Layout = field(init=False)
-    """of the answers to come, without gaps"""
-    trip: Trip = field(init=False)
-    """of the rows that leave for the experts"""
-    outcome: Outcome = field(init=False)
-
-
 class CpuSegments:
     """A rank's model, cache and exchanges. A `layer.Segments`.
 
@@ -100,6 +66,7 @@ class CpuSegments:
         self.watch, self.clock = watch, Clock(model.layers, stream.busy, trace)
         nodes = nodes or (0,) * placements[0].ranks
         self._classes, self._near = classes(nodes, rank), [near(placement, nodes, rank) for placement in placements]
+        self._nodes, self.exact = nodes, lanes[0].tallied(placements)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = model.moe_layers
         self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
@@ -112,6 +79,18 @@ class CpuSegments:
     def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
         return self.stream.run(self._enter, work)
+
+    def tally(self, work: Work) -> Flight:
+        """See `layer.Segments`."""
+        tallies = work.lane.tallies
+        assert tallies
+        self.watch.mark("balance", work.layer, work.number)
+        tallies.start(work.load[work.layer])
+        return tallies
+
+    def spread(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        return self.stream.run(self._pack, work)
 
     def count(self, work: Work) -> Flight:
         """See `layer.Segments`."""
@@ -207,10 +186,18 @@ class CpuSegments:
             work.route = gate(moe, weights.gate, work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
             work.sample.append(work.route.expert[sampled(work.batch.rows)].astype(np.int16))
+        if work.layer not in self.exact:
+            self._pack(work)
+
+    def _pack(self, work: Work) -> None:
         with self._stage("pack", work, work.batch.rows):
             units = self._units + self._width
             placement, to = self.placements[work.layer], self._near[work.layer]
-            slot = choose(work.route.expert, work.load[work.layer], placement, to)
+            if work.lane.tallies and work.layer in self.exact:
+                shares = exact(work.lane.tallies.all, placement, self._nodes, self.rank, to)
+            else:
+                shares = even(work.load[work.layer], placement)
+            slot = spread(work.route.expert, to, shares)
             work.send = plan_send(slot, placement, self._width)
             rows, layout = work.lane.dispatch.room(work.send.counts, units)
             pack.pack(work.normed, work.send.token, work.send.trailer, rows, layout.place)
@@ -276,7 +263,7 @@ def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights,
                 nodes: Sequence[int], trace: Untraced | None, cache: KvCache | None) -> CpuSegments:
     """See `device.open_segments`. Collective over `comm`."""
     cache = cache or KvCache(model, sizes.sequences, sizes.length, dtype)
-    lanes = open_lanes(comm, watch.idle, way, micro_batches)
+    lanes = open_lanes(comm, watch.idle, way, micro_batches, model.experts)
     stream: Stream = Worker() if overlapped else AtOnce()
     return CpuSegments(model, held, cache, placements, comm.rank, lanes, stream, watch, chooser(rules), dtype,
                        keep_logits, nodes, trace)

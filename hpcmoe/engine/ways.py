@@ -13,6 +13,7 @@ from hpcmoe.exchange.lane import Way
 from hpcmoe.files import probe
 from hpcmoe.files.probe import Probe
 from hpcmoe.launch import World
+from hpcmoe.slots import Placements
 from hpcmoe.spec import ModelSpec
 
 
@@ -57,8 +58,13 @@ def read_probe(job: Job, model: ModelSpec, ranks: int, library: str) -> Probe | 
     return None
 
 
-def choose_way(world: World, job: Job, model: ModelSpec, found: Probe | None) -> Way:
+def choose_way(world: World, job: Job, model: ModelSpec, placements: Placements, found: Probe | None) -> Way:
     """How rows travel. Measures both modes where `auto` has no probe to go by. Collective."""
+    exact = job.balance.exact and any(placement.replicated for placement in placements)
+    return replace(_choose_way(world, job, model, found), exact=exact)
+
+
+def _choose_way(world: World, job: Job, model: ModelSpec, found: Probe | None) -> Way:
     mode, transport, memory = job.exchange.mode, job.exchange.transport, world.memory
     if transport == "auto":
         transport = found.best(mode) if found else "device"

@@ -1,4 +1,4 @@
-"""The three exchanges that one micro-batch uses, layer after layer."""
+"""The exchanges that one micro-batch uses, layer after layer."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,9 @@ from hpcmoe.exchange.headers import Headers
 from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.persistent import Persistent, always
 from hpcmoe.exchange.staged import Staged
+from hpcmoe.exchange.tallies import Tallies
 from hpcmoe.launch import Idle
+from hpcmoe.slots import Placements
 from hpcmoe.types import Speeds
 
 
@@ -18,11 +20,18 @@ class Lane:
     headers: Headers
     dispatch: Rows
     home: Rows
+    tallies: Tallies | None = None
+    """before the counts, where the way is exact"""
+
+    def tallied(self, placements: Placements) -> frozenset[int]:
+        """The layers in which rows are tallied before they are spread over replicas."""
+        return frozenset(n for n, placement in enumerate(placements) if self.tallies and placement.replicated)
 
     def free(self) -> None:
         """Collective."""
-        for exchange in (self.headers, self.dispatch, self.home):
-            exchange.free()
+        for exchange in (self.headers, self.dispatch, self.home, self.tallies):
+            if exchange:
+                exchange.free()
 
 
 @dataclass(frozen=True)
@@ -37,13 +46,15 @@ class Way:
     """the same on all ranks"""
     memory: str = "host"
     """where rows are computed: one of `array.MEMORY`"""
+    exact: bool = False
+    """whether replicas get exactly equal parts of all ranks' rows"""
 
 
-def open_lanes(comm, idle: Idle, way: Way, count: int) -> list[Lane]:
+def open_lanes(comm, idle: Idle, way: Way, count: int, experts: int) -> list[Lane]:
     """Exchanges of `count` micro-batches, as `way` says. Collective over `comm`."""
     line: list[Staged] = []
-    return [Lane(Headers(comm, idle), open_rows(comm, idle, way, line), open_rows(comm, idle, way, line))
-            for _ in range(count)]
+    return [Lane(Headers(comm, idle), open_rows(comm, idle, way, line), open_rows(comm, idle, way, line),
+                 Tallies(comm, idle, experts) if way.exact else None) for _ in range(count)]
 
 
 def open_rows(comm, idle: Idle, way: Way, line: list[Staged] | None = None) -> Rows:

@@ -13,7 +13,7 @@ from conductor import Alarm, conduct
 from hypothesis import strategies as st
 from models import batch
 from mpi4py import MPI
-from rig import COURSES, HOLDERS, Course, Rig, hold
+from rig import COURSES, HOLDERS, Course, Rig
 from routings import SKEWS, Example, Forced
 
 from hpcmoe.engine import segments
@@ -98,7 +98,7 @@ class Players:
         tokens, found = {i: prompts.tokens(i) for i in mine}, {i: hashlib.blake2b(digest_size=8) for i in mine}
         with Rig(comm, Drawn(SPEC, seed=5), slots=len(prompts.lengths), length=SPEC.context, course=course,
                  micro_batches=parts, watch=self._alarm,
-                 placements=hold(holders, SPEC, comm.size, prompts.seed)) as rig:
+                 holders=holders, seed=prompts.seed) as rig:
             for first in range(0, max(prompts.lengths), chunk):
                 pieces = [(i, first, tokens[i][first:first + chunk]) for i in mine if first < len(tokens[i])]
                 batches = split(batch(*pieces), parts)

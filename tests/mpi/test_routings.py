@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conductor import Alarm, conduct
 from models import TINY
-from rig import COURSES, Rig, hold
+from rig import COURSES, Rig
 from routings import SLOTS, Example, Forced, examples, named, sequences
 
 from hpcmoe import reference
@@ -24,7 +24,9 @@ CLOSE = 5e-5
 """Of the standard deviation of the logits."""
 MODEL = replace(TINY, dense=None, context=TINY.vocabulary)
 EXPERTS = {"fewer experts than ranks": (lambda R: max(1, R // 2), "replicated"),
-           "an expert per rank": (lambda R: R, "in order"), "more experts than ranks": (lambda R: 2 * R + 1, "shuffled")}
+           "replicas with exactly equal parts": (lambda R: max(1, R // 2), "replicated exactly"),
+           "an expert per rank": (lambda R: R, "in order"),
+           "more experts than ranks": (lambda R: 2 * R + 1, "shuffled")}
 """E, and who holds them: one of `rig.HOLDERS`"""
 WRECKS: list["Players"] = []
 """What exchanges that never ended may still write to: kept to the end."""
@@ -44,7 +46,7 @@ class Players:
         self.model = Drawn(replace(MODEL, layers=layers, moe=replace(MODEL.moe, experts=experts)), seed=7)
         self._read = cache(reference.reader(self.model))
         self._rigs = [Rig(comm, self.model, slots=SLOTS, length=MODEL.context, course=course, micro_batches=self.parts,
-                          watch=alarm, placements=hold(holders, self.model.spec, comm.size)) for course in COURSES]
+                          watch=alarm, holders=holders) for course in COURSES]
 
     def close(self) -> None:
         """Collective."""
