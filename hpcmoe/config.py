@@ -52,8 +52,8 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Balance:
-    mode: str = key("none", help="what spare ranks hold where there is no plan: nothing, or replicas of experts; a plan "
-                                 "has replicas of its own", choices=("none", "replicas"))
+    mode: str = key("none", help="what spare ranks hold where there is no plan: nothing, or replicas of experts; a "
+                                 "plan has replicas of its own", choices=("none", "replicas"))
     exact: bool = key(False, help="count each expert's rows on all ranks first, so that its replicas get equal parts "
                                   "however few rows a rank has; costs one small exchange a layer")
 
