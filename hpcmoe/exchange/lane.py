@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from hpcmoe.exchange.alltoallv import Alltoallv
 from hpcmoe.exchange.headers import Headers
-from hpcmoe.exchange.interface import Rows
+from hpcmoe.exchange.interface import Hop, Rows
 from hpcmoe.exchange.persistent import Persistent, always
 from hpcmoe.exchange.staged import Staged
 from hpcmoe.launch import Idle
@@ -46,7 +46,7 @@ def open_lanes(comm, idle: Idle, way: Way, count: int) -> list[Lane]:
             for _ in range(count)]
 
 
-def open_rows(comm, idle: Idle, way: Way, line: list[Staged] | None = None) -> Rows:
+def open_rows(comm, idle: Idle, way: Way, line: list[Staged] | None = None) -> Hop:
     """One of the two directions; `line` as in `Staged`. Collective over `comm`."""
     if way.transport == "staged":
         host = replace(way, transport="device", memory="pinned" if way.memory == "device" else "host")
