@@ -1,5 +1,7 @@
 """From the slots of each token to rows in the order of their destinations, and back."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from hpcmoe.slots import Placement
@@ -25,22 +27,31 @@ def plan_send(slot: np.ndarray, placement: Placement, width: int) -> SendPlan:
     """
     K = slot.shape[1]
     rank = placement.rank[slot].ravel()
-    order = np.argsort(rank, kind="stable")  # of (token, k), by (rank, token, k)
+    plan = plan_rows(np.arange(slot.size) // K, rank, slot.ravel() - placement.first[rank], placement.ranks, width)
+    return replace(plan, home=plan.home.reshape(-1, K))
+
+
+def plan_rows(token: np.ndarray, rank: np.ndarray, number: np.ndarray, ranks: int, width: int) -> SendPlan:
+    """How n pairs of a token and a rank leave, each token once for each rank; its `home` is `[n]`.
+
+    token, rank `[n]` integers, by token; number `[n]`: what the trailer says of each pair, in their order; `width` as
+    in `plan_send`.
+    """
+    order = np.argsort(rank, kind="stable")  # of the pairs, by (rank, token, k)
     home = np.empty(len(order), np.int32)
     home[order] = np.arange(len(order))
-    home_counts = np.bincount(rank, minlength=placement.ranks)
+    home_counts = np.bincount(rank, minlength=ranks)
+    token = token[order].astype(np.int32)
     if not width:
-        return SendPlan((order // K).astype(np.int32), np.empty((len(order), 0), np.int16), home_counts,
-                        home.reshape(-1, K), home_counts)
-    token, rank = order // K, rank[order]
-    begins = np.ones(len(order), bool)  # whether a (token, k) is the first of its (rank, token)
+        return SendPlan(token, np.empty((len(order), 0), np.int16), home_counts, home, home_counts)
+    rank = rank[order]
+    begins = np.ones(len(order), bool)  # whether a pair is the first of its (rank, token)
     begins[1:] = (token[1:] != token[:-1]) | (rank[1:] != rank[:-1])
     row = np.cumsum(begins) - 1
     column = np.arange(len(order)) - np.flatnonzero(begins)[row]
     trailer = np.full((int(begins.sum()), width), -1, np.int16)
-    trailer[row, column] = slot.ravel()[order] - placement.first[rank]
-    return SendPlan(token[begins].astype(np.int32), trailer, np.bincount(rank[begins], minlength=placement.ranks),
-                    home.reshape(-1, K), home_counts)
+    trailer[row, column] = number[order]
+    return SendPlan(token[begins], trailer, np.bincount(rank[begins], minlength=ranks), home, home_counts)
 
 
 def plan_receive(counts: np.ndarray, trailer: np.ndarray, slots: int) -> ReceivePlan:
