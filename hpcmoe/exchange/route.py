@@ -1,7 +1,5 @@
 """From the slots of each token to rows in the order of their destinations, and back."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from hpcmoe.slots import Placement
@@ -25,23 +23,23 @@ def plan_send(slot: np.ndarray, placement: Placement, width: int) -> SendPlan:
     slot `[T, K]` int32: where each answer is to be computed; `width` is that of the trailer, 0 where no rank has more
     than one slot.
     """
-    K = slot.shape[1]
-    rank = placement.rank[slot].ravel()
-    plan = plan_rows(np.arange(slot.size) // K, rank, slot.ravel() - placement.first[rank], placement.ranks, width)
-    return replace(plan, home=plan.home.reshape(-1, K))
+    rank = placement.rank[slot]
+    return plan_rows(None, rank, slot - placement.first[rank] if width else slot, placement.ranks, width)
 
 
-def plan_rows(token: np.ndarray, rank: np.ndarray, number: np.ndarray, ranks: int, width: int) -> SendPlan:
-    """How n pairs of a token and a rank leave, each token once for each rank; its `home` is `[n]`.
+def plan_rows(token: np.ndarray | None, rank: np.ndarray, number: np.ndarray, ranks: int, width: int) -> SendPlan:
+    """How pairs of a token and a rank leave, each token once for each rank.
 
-    token, rank `[n]` integers, by token; number `[n]`: what the trailer says of each pair, in their order; `width` as
-    in `plan_send`.
+    rank: integers `[n]` for tokens `[n]`, in their order, or `[T, K]` for None; number: of the same shape, what the
+    trailer says of each pair. `home` has that shape, too. `width` as in `plan_send`.
     """
+    shape, rank, number = rank.shape, rank.ravel(), number.ravel()
     order = np.argsort(rank, kind="stable")  # of the pairs, by (rank, token, k)
-    home = np.empty(len(order), np.int32)
-    home[order] = np.arange(len(order))
+    back = np.empty(len(order), np.int32)
+    back[order] = np.arange(len(order))
+    home = back.reshape(shape)
     home_counts = np.bincount(rank, minlength=ranks)
-    token = token[order].astype(np.int32)
+    token = (order // shape[1] if token is None else token[order]).astype(np.int32)
     if not width:
         return SendPlan(token, np.empty((len(order), 0), np.int16), home_counts, home, home_counts)
     rank = rank[order]

@@ -37,11 +37,11 @@ def plan_send_far(slot: np.ndarray, weight: np.ndarray | None, placement: Placem
     number = grid.place[rank] * grid.room + slot - placement.first[rank]
     relay = grid.relay[me][grid.node[rank]]
     width = far_width(K, weight is not None)
-    plan = plan_rows(np.arange(slot.size) // K, relay.ravel(), number.ravel(), R, width)
+    plan = plan_rows(None, relay, number, R, width)
     here = relay[plan.token] == np.repeat(np.arange(R), plan.counts)[:, None]
     trailer = np.full((len(plan.token), width), -1, np.int16)
     trailer[:, :K] = np.where(here, number[plan.token], -1)
-    plan = replace(plan, trailer=trailer, home=plan.home.reshape(-1, K), behind=_behind(rank, R))
+    plan = replace(plan, trailer=trailer, behind=_behind(rank, R))
     if weight is None:
         return plan
     trailer[:, K:3 * K] = weight[plan.token].view(np.int16)
