@@ -57,6 +57,22 @@ def on_device(values: np.ndarray) -> Any:
     return cupy.asarray(values)
 
 
+def module(values: Any) -> Any:
+    """NumPy, or CuPy where they are on the GPU."""
+    if isinstance(values, np.ndarray):
+        return np
+    import cupy
+    return cupy
+
+
+def take(rows: Any, index: np.ndarray, out: Any) -> None:
+    """Rows `index` `[N]` of rows `[extent, units]` to out `[N, units]`: of one dtype, in one memory, without gaps."""
+    if isinstance(rows, np.ndarray):
+        np.take(rows, index, axis=0, out=out, mode="clip")  # else it would pass through another array
+    else:
+        module(rows).take(rows, on_device(index), axis=0, out=out)
+
+
 def settle(values: Any) -> None:
     """Returns when what the current stream was given, of writing `values` too, is done."""
     if not isinstance(values, np.ndarray):
@@ -78,8 +94,8 @@ def _address(values: Any) -> int:
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bits, uint16 of any shape -> float32 of the same values."""
-    out = np.empty(bits.shape, np.float32)
+    """bfloat16 bits, uint16 of any shape, in any memory -> float32 of the same values."""
+    out = module(bits).empty(bits.shape, np.float32)
     wide = out.view(np.uint32)
     wide[...] = bits
     wide <<= 16
@@ -87,5 +103,12 @@ def widen(bits: np.ndarray) -> np.ndarray:
 
 
 def narrow(values: np.ndarray) -> np.ndarray:
-    """float32 -> bfloat16 bits as uint16, rounded to nearest even."""
-    return values.astype(BFLOAT16).view(np.uint16)
+    """float32, in any memory -> bfloat16 bits as uint16, rounded to nearest even."""
+    return values.astype(BFLOAT16).view(np.uint16) if isinstance(values, np.ndarray) else _rounded(values)
+
+
+def _rounded(values: Any) -> Any:
+    """`narrow` without a type for it."""
+    bits = values.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return module(values).where(values != values, 0x7FC0, rounded).astype(np.uint16)

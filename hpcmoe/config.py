@@ -34,8 +34,11 @@ class Compute:
 
 @dataclass(frozen=True)
 class Exchange:
-    mode: str = key("auto", help="how rows travel: by exact counts, or by requests of fixed capacities; auto measures "
-                                 "both at the start, or goes by the probe", choices=("auto", *MODES))
+    mode: str = key("auto", help="how rows travel: by exact counts, by requests of fixed capacities, or in two hops, "
+                                 "to each node once and on from there; auto measures them at the start, or goes by the "
+                                 "probe", choices=("auto", *MODES, "twohop"))
+    presum: bool = key(False, help="sum a token's answers in each node before they go home, with mode = twohop: fewer "
+                                   "bytes between nodes, and other rounding")
     transport: str = key("auto", help="whether MPI takes rows from where they are computed, or by way of the host's "
                                       "memory; auto goes by the probe, and takes device without one",
                          choices=("auto", *TRANSPORTS))
@@ -104,9 +107,9 @@ class Job:
 
     def identity(self) -> str:
         """What an answer depends on beside the model and the prompts themselves, as TOML text."""
-        same = replace(self, model="", prompts="", output="", probe="", shard="", exchange=Exchange(),
-                       parallel=Parallel(), balance=Balance(), schedule=Schedule(), checkpoint=Checkpoint(),
-                       compute=replace(self.compute, device="auto"))
+        same = replace(self, model="", prompts="", output="", probe="", shard="",
+                       exchange=Exchange(presum=self.exchange.presum), parallel=Parallel(), balance=Balance(),
+                       schedule=Schedule(), checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
         return same.toml()
 
 
@@ -144,6 +147,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
         job = replace(job, shard=str(part), output=str(part.named(Path(job.output))))
     if (job.compute.device, job.compute.dtype) == ("gpu", "float32"):
         raise JobError(f"{path}: compute.dtype = float32 is computed on CPUs: set compute.device = cpu, or bfloat16")
+    if job.exchange.presum and job.exchange.mode != "twohop":
+        raise JobError(f"{path}: exchange.presum is for rows that travel by nodes: set exchange.mode = twohop too")
+    if job.exchange.presum and job.compute.reproducible:
+        raise JobError(f"{path}: with exchange.presum results depend on who shares a node, so they are not "
+                       "compute.reproducible: leave one of them out")
     return job
 
 

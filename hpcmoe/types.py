@@ -53,7 +53,7 @@ class Route:
 class Layout:
     """Where the rows for each rank, or from each, lie in a buffer: block after block, with gaps or without.
 
-    Made by `dense` or `blocks`, ahead of the exchange: its start has no time for arithmetic.
+    Made by `dense`, `blocks` or `placed`, ahead of the exchange: its start has no time for arithmetic.
     """
 
     counts: np.ndarray
@@ -68,31 +68,39 @@ class Layout:
     """this rank's own block, which never enters MPI"""
     travels: tuple[np.ndarray, np.ndarray]
     """counts without this rank's own, and first rows, `[R]` int32 each: as MPI takes them"""
+    straight: bool = True
+    """whether the blocks lie in the order of the ranks"""
 
     @cached_property
     def place(self) -> np.ndarray | None:
-        """`[rows]` int64: where each row lies, in the order of the ranks; None where nothing lies between them."""
-        if self.rows == self.extent:
+        """`[rows]` int64: where each row lies, in the order of the ranks; None where they fill the buffer in it."""
+        if self.rows == self.extent and self.straight:
             return None
         return np.repeat(self.first - (np.cumsum(self.counts) - self.counts), self.counts) + np.arange(self.rows)
+
+    def at(self, row: np.ndarray) -> np.ndarray:
+        """Where rows lie, that are numbered in the order of the ranks; -1 is none, and stays."""
+        return row if self.place is None else np.where(row < 0, -1, self.place[row])
 
 
 def dense(counts: np.ndarray, me: int) -> Layout:
     """Blocks without gaps, seen from rank `me`; counts `[R]` integers."""
     ends = np.cumsum(counts)
-    return _layout(counts, me, ends - counts, int(ends[-1]), int(ends[-1]))
+    return placed(counts, me, ends - counts, int(ends[-1]), int(ends[-1]))
 
 
 def blocks(counts: np.ndarray, me: int, capacity: int) -> Layout:
     """Blocks of one size, `capacity` rows, each filled from its beginning; counts `[R]` integers."""
-    return _layout(counts, me, np.arange(len(counts)) * capacity, int(counts.sum()), len(counts) * capacity)
+    return placed(counts, me, np.arange(len(counts)) * capacity, int(counts.sum()), len(counts) * capacity)
 
 
-def _layout(counts: np.ndarray, me: int, first: np.ndarray, rows: int, extent: int) -> Layout:
+def placed(counts: np.ndarray, me: int, first: np.ndarray, rows: int, extent: int, straight: bool = True) -> Layout:
+    """Blocks of `rows` rows together that begin at first `[R]`, in a buffer of `extent`; counts `[R]` integers."""
     others = counts.astype(np.int32)
     others[me] = 0
     at = int(first[me])
-    return Layout(counts, first, rows, extent, slice(at, at + int(counts[me])), (others, first.astype(np.int32)))
+    return Layout(counts, first, rows, extent, slice(at, at + int(counts[me])), (others, first.astype(np.int32)),
+                  straight)
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,22 @@ class Cuts:
 
 
 @dataclass(frozen=True)
+class Hops:
+    """How long dispatch and return take flat, and by way of relays, as measured; the same on all ranks."""
+
+    rows: np.ndarray
+    """`[n]` int64 ascending: tokens on each rank"""
+    flat: np.ndarray
+    """`[n]` float64 seconds"""
+    twohop: np.ndarray
+    """`[n]` float64 seconds"""
+
+    def pays(self, rows: int) -> bool:
+        """Whether relays are faster for `rows` tokens on the fullest rank; between two measurements, by both."""
+        return bool(np.interp(np.log(max(rows, 1)), np.log(self.rows), np.log(self.twohop / self.flat)) < 0)
+
+
+@dataclass(frozen=True)
 class SendPlan:
     """How the rows of a micro-batch leave, and where their answers come home.
 
@@ -163,6 +187,8 @@ class SendPlan:
     """`[T, K]` int32: the row that answers (token, k), among those that come home"""
     home_counts: np.ndarray
     """`[R]` int64: rows that come home from each rank"""
+    behind: tuple[np.ndarray, np.ndarray] | None = None
+    """`[R]` int64 each, where the ranks above are relays: rows that each rank gets in the end, and answers it gives"""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ and the slowest counts. Modes take turns within a round, so that a busy machine 
 the cores the library's call is waited for as ours is: its own wait keeps the core from those that it waits for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 
@@ -76,7 +76,7 @@ def measure(world: World, rows: Sequence[int], hidden: int, dtype: np.dtype, rou
     return figures
 
 
-def _contest(world: World, headers: Headers, modes: dict[str, Rows], table: np.ndarray,
+def _contest(world: World, headers: Headers, modes: Mapping[str, Rows], table: np.ndarray,
              x: np.ndarray) -> dict[str, Callable[[], None]]:
     """What is timed, by name, each run once and its rows looked at; table `[from, to]`, x `[T, H]`."""
     counts, incoming, units = table[world.rank], table[:, world.rank], x.view(np.uint16).shape[1]

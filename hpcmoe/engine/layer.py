@@ -20,6 +20,9 @@ class Segments(Protocol):
     exact: frozenset[int]
     """those of them where all ranks' rows are tallied before they are spread over replicas"""
 
+    def go(self, rows: int) -> None:
+        """Micro-batches that begin from now on have so many tokens at most on any rank: rows may travel by that."""
+
     def begin(self, batch: Batch, number: int) -> Any:
         """The handle of a micro-batch, the `number`-th of its step."""
 

@@ -79,7 +79,7 @@ def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes
     value = array.DTYPES[job.compute.dtype].itemsize
     exchange = requests = 0
     if model.moe:
-        exchange = 4 * sizes.tokens * model.moe.top_k * model.hidden * value
+        exchange = ways(job) * 4 * sizes.tokens * model.moe.top_k * model.hidden * value
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, value)
         requests = pieces if _may_stage(job) else rungs
     return Memory(taken, cache.size(model, sizes.sequences, sizes.length, value), exchange, requests)
@@ -94,6 +94,11 @@ def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes,
     return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), parts * footprint.exchange(step),
                   0 if job.exchange.transport == "staged" else rungs, footprint.workspace(step, parts),
                   pieces if _may_stage(job) else 0)
+
+
+def ways(job: Job) -> int:
+    """Exchanges that each way of a micro-batch has: a flat one, two hops, or both."""
+    return {"twohop": 2, "auto": 3 if job.parallel.ranks_per_node else 1}.get(job.exchange.mode, 1)
 
 
 def micro_batches(job: Job) -> int:

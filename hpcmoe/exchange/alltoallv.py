@@ -35,6 +35,9 @@ class Alltoallv:
         """See `interface.Rows`."""
         return self._out.take(most, units)
 
+    def prepare(self, extent: Extent, units: int) -> None:
+        """See `interface.Hop`: it needs nothing."""
+
     def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`."""
         rows, out = self._rows, self._layout

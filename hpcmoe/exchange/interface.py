@@ -77,6 +77,14 @@ class Rows(Flight, Protocol):
         ...
 
 
+class Hop(Rows, Protocol):
+    """What may also start by readiness: at another place among the exchanges of its ranks on each of them."""
+
+    def prepare(self, extent: Extent, units: int) -> None:
+        """Makes what its next start needs, which will be late (see `Extent`), before its room is taken. Collective."""
+        ...
+
+
 def until(test: Callable[[], bool], idle: Idle) -> None:
     """Repeats `test` until it is true. MPI moves only while it is called.
 

@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 
 from hpcmoe.exchange.alltoallv import Alltoallv
 from hpcmoe.exchange.headers import Headers
-from hpcmoe.exchange.interface import Rows
+from hpcmoe.exchange.interface import Hop, Rows
 from hpcmoe.exchange.persistent import Persistent, always
+from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.exchange.staged import Staged
 from hpcmoe.exchange.tallies import Tallies
 from hpcmoe.launch import Idle
 from hpcmoe.slots import Placements
-from hpcmoe.types import Speeds
+from hpcmoe.types import Hops, Speeds
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Lane:
     home: Rows
     tallies: Tallies | None = None
     """before the counts, where the way is exact"""
+    by: Relayed | None = None
+    """where rows go in two hops"""
 
     def tallied(self, placements: Placements) -> frozenset[int]:
         """The layers in which rows are tallied before they are spread over replicas."""
@@ -48,16 +51,20 @@ class Way:
     """where rows are computed: one of `array.MEMORY`"""
     exact: bool = False
     """whether replicas get exactly equal parts of all ranks' rows"""
+    by: Relayed | None = None
+    """where rows may go in two hops; they then travel so between nodes"""
+    hops: Hops | None = None
+    """by which rows go in two hops or flat; the same on all ranks. Without them all go in two"""
 
 
-def open_lanes(comm, idle: Idle, way: Way, count: int, experts: int) -> list[Lane]:
-    """Exchanges of `count` micro-batches, as `way` says. Collective over `comm`."""
+def open_lanes(comm, idle: Idle, way: Way, count: int, experts: int = 0) -> list[Lane]:
+    """Exchanges of `count` micro-batches, as `way` says; `experts` is E, where it is exact. Collective over `comm`."""
     line: list[Staged] = []
     return [Lane(Headers(comm, idle), open_rows(comm, idle, way, line), open_rows(comm, idle, way, line),
                  Tallies(comm, idle, experts) if way.exact else None) for _ in range(count)]
 
 
-def open_rows(comm, idle: Idle, way: Way, line: list[Staged] | None = None) -> Rows:
+def open_rows(comm, idle: Idle, way: Way, line: list[Staged] | None = None) -> Hop:
     """One of the two directions; `line` as in `Staged`. Collective over `comm`."""
     if way.transport == "staged":
         host = replace(way, transport="device", memory="pinned" if way.memory == "device" else "host")

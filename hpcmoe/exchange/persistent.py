@@ -82,8 +82,7 @@ class Persistent:
 
     def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`."""
-        capacity, units = self._capacity, self._rows.shape[1]
-        wanted = 1 << max(extent.largest - 1, 0).bit_length()
+        capacity, wanted, units = self._capacity, _rung(extent), self._rows.shape[1]
         fits = wanted <= capacity <= SLACK * wanted and self._affordable(capacity, units, extent)
         self._rung, self._incoming = self._packed if fits else None, incoming
         if self._rung:
@@ -98,6 +97,11 @@ class Persistent:
             self._climb(wanted if self._affordable(wanted, units, extent) else 0, units, extent.late)
         else:
             self._recent.append(wanted if fits else 0)
+
+    def prepare(self, extent: Extent, units: int) -> None:
+        """See `interface.Hop`."""
+        wanted = _rung(extent)
+        self._climb(wanted if self._affordable(wanted, units, extent) else 0, units, late=False)
 
     def _affordable(self, capacity: int, units: int, extent: Extent) -> bool:
         """The same on all ranks."""
@@ -151,3 +155,8 @@ class Persistent:
         self._exact.free()
         self._type.free()
         self._comm.Free()
+
+
+def _rung(extent: Extent) -> int:
+    """The capacity that fits."""
+    return 1 << max(extent.largest - 1, 0).bit_length()

@@ -23,24 +23,33 @@ def plan_send(slot: np.ndarray, placement: Placement, width: int) -> SendPlan:
     slot `[T, K]` int32: where each answer is to be computed; `width` is that of the trailer, 0 where no rank has more
     than one slot.
     """
-    K = slot.shape[1]
-    rank = placement.rank[slot].ravel()
-    order = np.argsort(rank, kind="stable")  # of (token, k), by (rank, token, k)
-    home = np.empty(len(order), np.int32)
-    home[order] = np.arange(len(order))
-    home_counts = np.bincount(rank, minlength=placement.ranks)
+    rank = placement.rank[slot]
+    return plan_rows(None, rank, slot - placement.first[rank] if width else slot, placement.ranks, width)
+
+
+def plan_rows(token: np.ndarray | None, rank: np.ndarray, number: np.ndarray, ranks: int, width: int) -> SendPlan:
+    """How pairs of a token and a rank leave, each token once for each rank.
+
+    rank: integers `[n]` for tokens `[n]`, in their order, or `[T, K]` for None; number: of the same shape, what the
+    trailer says of each pair. `home` has that shape, too. `width` as in `plan_send`.
+    """
+    shape, rank, number = rank.shape, rank.ravel(), number.ravel()
+    order = np.argsort(rank, kind="stable")  # of the pairs, by (rank, token, k)
+    back = np.empty(len(order), np.int32)
+    back[order] = np.arange(len(order))
+    home = back.reshape(shape)
+    home_counts = np.bincount(rank, minlength=ranks)
+    token = (order // shape[1] if token is None else token[order]).astype(np.int32)
     if not width:
-        return SendPlan((order // K).astype(np.int32), np.empty((len(order), 0), np.int16), home_counts,
-                        home.reshape(-1, K), home_counts)
-    token, rank = order // K, rank[order]
-    begins = np.ones(len(order), bool)  # whether a (token, k) is the first of its (rank, token)
+        return SendPlan(token, np.empty((len(order), 0), np.int16), home_counts, home, home_counts)
+    rank = rank[order]
+    begins = np.ones(len(order), bool)  # whether a pair is the first of its (rank, token)
     begins[1:] = (token[1:] != token[:-1]) | (rank[1:] != rank[:-1])
     row = np.cumsum(begins) - 1
     column = np.arange(len(order)) - np.flatnonzero(begins)[row]
     trailer = np.full((int(begins.sum()), width), -1, np.int16)
-    trailer[row, column] = slot.ravel()[order] - placement.first[rank]
-    return SendPlan(token[begins].astype(np.int32), trailer, np.bincount(rank[begins], minlength=placement.ranks),
-                    home.reshape(-1, K), home_counts)
+    trailer[row, column] = number[order]
+    return SendPlan(token[begins], trailer, np.bincount(rank[begins], minlength=ranks), home, home_counts)
 
 
 def plan_receive(counts: np.ndarray, trailer: np.ndarray, slots: int) -> ReceivePlan:

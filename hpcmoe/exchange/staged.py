@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcmoe.exchange.buffer import Buffer, copy_own
 from hpcmoe.exchange.copies import Copies
-from hpcmoe.exchange.interface import PIECE, Rows, until
+from hpcmoe.exchange.interface import PIECE, Hop, until
 from hpcmoe.launch import Idle
 from hpcmoe.types import Extent, Layout, dense
 
@@ -21,7 +21,7 @@ class Staged:
 
     stage = "exchange"
 
-    def __init__(self, comm, idle: Idle, make: Callable[[], Rows], memory: str, line: list["Staged"]) -> None:
+    def __init__(self, comm, idle: Idle, make: Callable[[], Hop], memory: str, line: list["Staged"]) -> None:
         """`make` opens an exchange of the host's memory; it is called twice. `memory` is that of the rows.
 
         `line` is shared by all that may be under way together; it holds those that are, in the order of their starts,
@@ -57,7 +57,7 @@ class Staged:
         units = self._rows.shape[1]
         self.arrived, self.landing = self._in.take(incoming.rows, units), incoming
         copy_own(self._rows, self._layout, self.arrived, incoming)
-        height = max(1, PIECE // (2 * units * max(1, self._size - 1)))
+        height = self._height(units)
         pieces = range(-(-extent.largest // height))
         for first, ferry in enumerate(self._ferries):
             ferry.load(self._cut(piece, height, extent) for piece in pieces[first::2])
@@ -65,11 +65,23 @@ class Staged:
             self._ferries[0].leave()
         self._line.append(self)
 
+    def prepare(self, extent: Extent, units: int) -> None:
+        """See `interface.Hop`. Pieces of a large exchange make nothing anyway."""
+        if 0 < extent.largest <= self._height(units):
+            self._ferries[0].lane.prepare(self._limit(0, self._height(units), extent), units)
+
+    def _height(self, units: int) -> int:
+        """Rows of each block in a piece at most."""
+        return max(1, PIECE // (2 * units * max(1, self._size - 1)))
+
+    def _limit(self, piece: int, height: int, extent: Extent) -> Extent:
+        """Of the `piece`-th one; the same on all ranks. `total` at most, for nobody tells how its rows are spread."""
+        rows = min(height, extent.largest - piece * height)
+        return Extent(rows, min(extent.total, (self._size - 1) * rows), extent.late or extent.largest > height)
+
     def _cut(self, piece: int, height: int, extent: Extent) -> "Piece":
         """The `piece`-th one, with `height` rows of each block at most."""
-        rows = min(height, extent.largest - piece * height)
-        # the same on all ranks; `total` at most, for nobody tells how the rows of a piece are spread
-        limit = Extent(rows, min(extent.total, (self._size - 1) * rows), late=extent.largest > height)
+        limit = self._limit(piece, height, extent)
         out, into = (_part(layout, piece, height, self._me) for layout in (self._layout, self.landing))
         return Piece(out, dense(into, self._me), limit, self._rows, self.arrived,
                      lambda part: _blocks(self._layout, part, piece * height),
@@ -114,7 +126,7 @@ class Piece:
 class Ferry:
     """An exchange of the host's memory that moves piece after piece: each is loaded, travels, and is landed."""
 
-    def __init__(self, lane: Rows, memory: str) -> None:
+    def __init__(self, lane: Hop, memory: str) -> None:
         self.lane, self._loading, self._landing = lane, Copies(memory), Copies(memory)
         self._pieces: Iterator[Piece] = iter(())
         self._piece: Piece | None = None

@@ -21,7 +21,8 @@ PATIENCE = 5.0
 EVERY = 0.05
 """Seconds between two looks for questions."""
 KINDS = ("start", "vote", "balance", "dispatch", "return")
-WAYS = ("", "counts", *(mode + staged for staged in ("", ", staged") for mode in MODES))
+WAYS = ("", "counts", *(hops + mode + staged for hops in ("", "twohop, ") for staged in ("", ", staged")
+                        for mode in MODES))
 """What of an exchange is under way: its counts, or its rows by one of the modes (`interface.Rows.mode`)."""
 
 

@@ -8,11 +8,13 @@ def combine(rows: np.ndarray, home: np.ndarray, weight: np.ndarray, round_each: 
 
     `round_each` rounds each product first, as families do whose weights are rounded (`spec.Moe.round_weights`).
 
-    rows `[T * K, H]`, home `[T, K]` int32, weight `[T, K]` float32 -> `[T, H]` of rows' dtype. The
+    rows `[N, H]`, home `[T, K]` int32, -1 where there is none, weight `[T, K]` float32 -> `[T, H]` of rows' dtype. The
     order of the rows, hence placement and arrival, has no part in the result.
     """
     total = np.zeros((len(home), rows.shape[1]), np.float32)
     for k in range(home.shape[1]):
-        part = weight[:, k, None] * rows[home[:, k]].astype(np.float32, copy=False)
-        total += part.astype(rows.dtype).astype(np.float32, copy=False) if round_each else part
+        there = home[:, k] >= 0
+        at = slice(None) if there.all() else np.flatnonzero(there)
+        part = weight[at, k, None] * rows[home[at, k]].astype(np.float32, copy=False)
+        total[at] += part.astype(rows.dtype).astype(np.float32, copy=False) if round_each else part
     return total.astype(rows.dtype, copy=False)

@@ -82,8 +82,8 @@ def shape(rate: float) -> None:
                     "160kb", "latency", "200ms"], check=True)
 
 
-def mpiexec(*command: str) -> int:
-    """Runs `command` as a rank on each host, with the mpiexec (MPICH's) beside this Python; its exit code.
+def mpiexec(*command: str, ranks: int = 1) -> int:
+    """Runs `command` as so many ranks on each host, with the mpiexec (MPICH's) beside this Python; its exit code.
 
     UCX would see that both are one machine, and use its memory.
     """
@@ -95,7 +95,7 @@ def mpiexec(*command: str) -> int:
         process = subprocess.Popen(
             ["ip", "netns", "exec", HOSTS[0], hydra, "-launcher", "ssh", "-launcher-exec", launcher,
              "-localhost", HOSTS[0], "-hosts", ",".join(HOSTS), "-genv", "UCX_TLS", "tcp,self",
-             "-genv", "UCX_NET_DEVICES", LINK, "-ppn", "1", "-n", "2", *command])
+             "-genv", "UCX_NET_DEVICES", LINK, "-ppn", str(ranks), "-n", str(2 * ranks), *command])
         try:
             return process.wait(LIMIT)
         finally:

@@ -60,8 +60,9 @@ class Players:
     def __init__(self, comm, alarm: Alarm) -> None:
         self._comm, self._alarm = comm, alarm
         sizes = [size for size in SIZES if size <= comm.size]
-        self._plays = list(zip(itertools.cycle(sizes), COURSES[::5] + COURSES[1::5] + COURSES[2::5],
-                               itertools.cycle((1, 2, 3)), itertools.cycle(CHUNKS),
+        some = COURSES[::5] + COURSES[1::5] + COURSES[2::5]
+        hops = [course._replace(hops=n in (2, 4)) for n, course in enumerate(some)]
+        self._plays = list(zip(itertools.cycle(sizes), hops, itertools.cycle((1, 2, 3)), itertools.cycle(CHUNKS),
                                itertools.cycle(HOLDERS)))[:max(4, len(sizes))]
 
     def play(self, prompts: Prompts) -> list[str]:
@@ -98,7 +99,8 @@ class Players:
         tokens, found = {i: prompts.tokens(i) for i in mine}, {i: hashlib.blake2b(digest_size=8) for i in mine}
         with Rig(comm, Drawn(SPEC, seed=5), slots=len(prompts.lengths), length=SPEC.context, course=course,
                  micro_batches=parts, watch=self._alarm,
-                 holders=holders, seed=prompts.seed) as rig:
+                 holders=holders, seed=prompts.seed,
+                 top_k=prompts.top_k) as rig:
             for first in range(0, max(prompts.lengths), chunk):
                 pieces = [(i, first, tokens[i][first:first + chunk]) for i in mine if first < len(tokens[i])]
                 batches = split(batch(*pieces), parts)

@@ -116,7 +116,7 @@ def campaign(comm, alarm: Alarm, first: int) -> list[str]:
     """A number of trips on lanes of random modes; the problems of this rank. Collective."""
     checker, rng = Checker(comm.rank), np.random.default_rng(first)
     lanes = [lane for n in rng.choice(len(WAYS), LANES // 2, replace=False)
-             for lane in open_lanes(comm, alarm.idle, WAYS[n], 2, 1)]
+             for lane in open_lanes(comm, alarm.idle, WAYS[n], 2)]
     steps = [trips(lane, checker, np.random.default_rng([first, n]), first + n * TRIPS, comm.size, comm.rank)
              for n, lane in enumerate(lanes)]
     schedule.overlapped(steps, Clock(), alarm.idle, alarm.attend)
