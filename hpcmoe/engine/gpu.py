@@ -19,12 +19,12 @@ from hpcmoe.device.scratch import LOGITS
 from hpcmoe.device.swiglu import swiglu
 from hpcmoe.engine.blocks import Blocks
 from hpcmoe.engine.clock import Clock
-from hpcmoe.engine.lanes import Lanes
+from hpcmoe.engine.lanes import Lanes, sent_by
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.room import Counts, Room, Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.engine.trace import Untraced
-from hpcmoe.engine.trip import Trip, classes, sent_by
+from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.replicas import exact, near

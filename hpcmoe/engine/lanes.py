@@ -1,7 +1,12 @@
 """The lanes of a step's micro-batches: flat ones, ones in two hops, or both, of which each step takes one."""
 
+from collections.abc import Callable
+
+import numpy as np
+
+from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.lane import Lane, Way, open_lanes
-from hpcmoe.exchange.twohop import open_twohop
+from hpcmoe.exchange.twohop import TwoHops, open_twohop
 from hpcmoe.launch import Idle
 from hpcmoe.slots import Placements
 
@@ -32,3 +37,8 @@ class Lanes:
         """Collective."""
         for lane in self._far + self._flat:
             lane.free()
+
+
+def sent_by(rows: Rows, sent: np.ndarray) -> Callable[[], np.ndarray]:
+    """The bytes that a rank sends in an exchange, for `Clock.depart`: `sent`, or what both hops of two add up to."""
+    return (lambda: rows.sent) if isinstance(rows, TwoHops) else (lambda: sent)

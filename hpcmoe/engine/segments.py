@@ -7,11 +7,11 @@ import numpy as np
 
 from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
-from hpcmoe.engine.lanes import Lanes
+from hpcmoe.engine.lanes import Lanes, sent_by
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
 from hpcmoe.engine.trace import Untraced
-from hpcmoe.engine.trip import Trip, classes, sent_by
+from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.engine.work import Work
 from hpcmoe.exchange.interface import Flight, Rows
 from hpcmoe.exchange.lane import Way

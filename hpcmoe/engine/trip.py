@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hpcmoe.exchange.interface import Flight, Rows
-from hpcmoe.exchange.twohop import TwoHops
+from hpcmoe.exchange.interface import Flight
 
 
 class Trip:
@@ -40,11 +39,6 @@ class Trip:
     def _land(self) -> None:
         self.end = time.perf_counter()
         self._landed(self)
-
-
-def sent_by(rows: Rows, sent: np.ndarray) -> Callable[[], np.ndarray]:
-    """The bytes that a rank sends in an exchange, for `Clock.depart`: `sent`, or what both hops of two add up to."""
-    return (lambda: rows.sent) if isinstance(rows, TwoHops) else (lambda: sent)
 
 
 def classes(nodes: Sequence[int], rank: int) -> np.ndarray:
