@@ -23,7 +23,7 @@ from hpcmoe.placement.replicas import SAME, scan
 from hpcmoe.placement.touch import Tokens, cost
 from hpcmoe.slots import Placement, Topology
 
-NEAR = 1.02
+NEAR = 1.01
 """Where nodes come first tokens may touch so many times the fewest that were found, to relieve the slowest node."""
 NEARS = (1.1, np.inf)
 """Where the slowest rank comes first these are tried too."""
