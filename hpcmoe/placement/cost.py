@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcmoe.files.plan import TERMS, Prediction, Weights
-from hpcmoe.placement.demand import Demand, by_node, crossing, merged, relays, shares
-from hpcmoe.slots import Placement, Placements, Topology
+from hpcmoe.placement.demand import Demand, Spread, local, members
+from hpcmoe.slots import Placements, Topology
 from hpcmoe.traffic import CLASSES
 
 
@@ -38,42 +38,42 @@ def predict(demands: Sequence[Demand | None], placements: Placements, topology: 
     for layer, (demand, placement) in enumerate(zip(demands, placements)):
         if demand is None:
             continue
-        rows = travelling(demand, placement, topology, exchange)
-        found.rows[layer] = computed(demand, placement)
+        spread = Spread(demand, placement, topology)
+        rows, found.rows[layer] = travelling(spread, exchange), spread.computed
         found.bytes[layer] = weights.row * _by_class(rows, topology)
-        found.crossing[layer] = crossing(demand, placement, topology)[exchange == "flat"]
-        times = terms(found.rows[layer], rows, topology, weights)
+        found.crossing[layer] = spread.crossing_flat if exchange == "flat" else spread.crossing
+        times = terms(spread.computed, rows, topology, weights)
         found.seconds[layer] = times[:, times.sum(axis=0).argmax()]
     return found
 
 
-def computed(demand: Demand, placement: Placement) -> np.ndarray:
-    """`[R]` float64: rows that each rank computes in a step."""
-    each = demand.rows / np.maximum(np.bincount(placement.expert, minlength=demand.experts), 1)
-    return np.bincount(placement.rank, each[placement.expert], minlength=placement.ranks)
-
-
-def travelling(demand: Demand, placement: Placement, topology: Topology, exchange: str) -> Rows:
-    """The rows of a layer. A source splits its rows of an expert evenly over the replicas."""
-    share = shares(placement, demand.experts)
-    back = demand.load @ share
-    sent = back * merged(demand.expert, share) if placement.most > 1 else back  # else no two rows of a token meet
+def travelling(spread: Spread, exchange: str) -> Rows:
+    """The rows of a layer."""
+    load, topology = spread.demand.load, spread.topology
+    back = load @ spread.share
+    sent = back * spread.merged(spread.share, spread.ranks)
     if exchange == "flat":
         return Rows(sent, back, np.zeros_like(sent), np.zeros_like(sent))
-    of_node, relay = by_node(share, topology), relays(topology)
-    per_node = demand.load @ of_node
-    once = per_node * merged(demand.expert, of_node)
-    found = Rows(*(np.zeros_like(back) for _ in range(4)))
-    source = np.arange(topology.ranks)
-    for node in range(topology.nodes):
-        ranks, other = np.flatnonzero(topology.node == node), topology.node != node
-        for whole, to in ((sent, found.near), (back, found.near_back)):
-            part = np.zeros((topology.ranks, len(ranks)))
-            np.add.at(part, relay[:, node], whole[:, ranks])
-            to[:, ranks] = part
-        for rows, to in ((once, found.far), (per_node, found.far_back)):
-            to[source[other], relay[other, node]] = rows[other, node]
+    per_node = load @ spread.node_share
+    once = per_node * spread.merged(spread.node_share, spread.nodes)
+    found, nodes = Rows(*(np.zeros_like(back) for _ in range(4))), members(topology)
+    for whole, to in ((sent, found.near), (back, found.near_back)):
+        passed = _passed(whole, topology)
+        for ranks in nodes:
+            to[np.ix_(ranks, ranks)] = passed[len(ranks)][:, ranks]
+    place = local(topology)
+    for node, ranks in enumerate(nodes):
+        others = np.flatnonzero(topology.node != node)
+        by = ranks[place[others] % len(ranks)]
+        found.far[others, by], found.far_back[others, by] = once[others, node], per_node[others, node]
     return found
+
+
+def _passed(rows: np.ndarray, topology: Topology) -> dict[int, np.ndarray]:
+    """What each rank of a node takes in for it, `[size, X]`, by the node's size: sums of rows `[R, X]` over sources."""
+    place = local(topology)
+    return {size: (np.arange(size)[:, None] == place % size).astype(np.float64) @ rows
+            for size in {len(ranks) for ranks in members(topology)}}
 
 
 def terms(computes: np.ndarray, rows: Rows, topology: Topology, weights: Weights) -> np.ndarray:
@@ -103,13 +103,9 @@ def holding(demand: Demand, topology: Topology, weights: Weights, exchange: str)
     compute = weights.compute * demand.rows[:, None]
     if exchange == "flat":
         return compute + weights.row * (demand.load.T @ pace)
-    relay = relays(topology)
-    found = np.empty((demand.experts, topology.ranks))
-    for node in range(topology.nodes):
-        ranks = np.flatnonzero(topology.node == node)
-        by_relay = np.zeros_like(demand.load)
-        np.add.at(by_relay, relay[:, node], demand.load)
-        found[:, ranks] = compute + weights.row * (by_relay.T @ pace[:, ranks])
+    found, passed = np.empty((demand.experts, topology.ranks)), _passed(demand.load, topology)
+    for ranks in members(topology):
+        found[:, ranks] = compute + weights.row * (passed[len(ranks)].T @ pace[np.ix_(ranks, ranks)])
     return found
 
 

@@ -54,11 +54,71 @@ def _layer(routing: Routing, layer: int, topology: Topology, tokens: float, know
     return Demand(load * (tokens * K / load.sum()), expert[kept], home)
 
 
-def shares(placement: Placement, experts: int) -> np.ndarray:
-    """`[E, R]` float64: which part of an expert's rows each rank computes: as much on each replica."""
-    found = np.zeros((experts, placement.ranks))
-    found[placement.expert, placement.rank] = 1 / placement.copies[placement.expert]
-    return found
+@dataclass(frozen=True)
+class Spread:
+    """A demand on those who hold the experts. A source splits its rows of an expert evenly over the replicas."""
+
+    demand: Demand
+    placement: Placement
+    topology: Topology
+
+    @cached_property
+    def share(self) -> np.ndarray:
+        """`[E, R]` float64: which part of an expert's rows each rank computes."""
+        found, placement = np.zeros((self.demand.experts, self.topology.ranks)), self.placement
+        found[placement.expert, placement.rank] = 1 / placement.copies[placement.expert]
+        return found
+
+    @cached_property
+    def node_share(self) -> np.ndarray:
+        """`[E, N]` float64: which part of an expert's rows goes to each node."""
+        return by_node(self.share, self.topology)
+
+    @cached_property
+    def nodes(self) -> np.ndarray:
+        """`[n, N]`: how likely each sampled token has a row for each node."""
+        return reached(self.demand.expert, self.node_share)
+
+    @cached_property
+    def ranks(self) -> np.ndarray | None:
+        """`[n, R]`: and for each rank; None where no two rows of a token meet on one."""
+        return reached(self.demand.expert, self.share) if self.placement.most > 1 else None
+
+    @property
+    def computed(self) -> np.ndarray:
+        """`[R]` float64: rows that each rank computes."""
+        return self.demand.rows @ self.share
+
+    @property
+    def crossing(self) -> float:
+        """Rows that a sampled token sends to other nodes in two hops, on the average: one for each node."""
+        return self._away(self.nodes)
+
+    @property
+    def crossing_flat(self) -> float:
+        """And in flat dispatch: one for each rank."""
+        if self.ranks is not None:
+            return self._away(by_node(self.ranks, self.topology))
+        return self._away(sum((self.node_share[column] for column in self.demand.expert.T), np.zeros_like(self.nodes)))
+
+    def _away(self, rows: np.ndarray) -> float:
+        """Rows `[n, N]` for other nodes than the token's own, on the average."""
+        if not len(rows):
+            return 0.0
+        if self.demand.home is None:
+            return float((rows @ elsewhere(self.topology)).mean())
+        return float((rows.sum(axis=1) - rows[np.arange(len(rows)), self.demand.home]).mean())
+
+    def merged(self, share: np.ndarray, likely: np.ndarray | None) -> np.ndarray:
+        """`[U]`: rows that go to each unit (rank or node) if a token sends it one, over those for each (token, k); 1
+        where none go.
+
+        share `[E, U]`; likely `[n, U]`: how likely each sampled token has a row there.
+        """
+        if likely is None:
+            return np.ones(share.shape[1])
+        every = np.bincount(self.demand.expert.ravel(), minlength=len(share)) @ share
+        return np.divide(likely.sum(axis=0), every, out=np.ones(share.shape[1]), where=every > 0)
 
 
 def by_node(per_rank: np.ndarray, topology: Topology) -> np.ndarray:
@@ -67,42 +127,12 @@ def by_node(per_rank: np.ndarray, topology: Topology) -> np.ndarray:
 
 
 def reached(expert: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """`[n, U]`: how likely each sampled token has a row for each unit (a rank, or a node).
-
-    share `[E, U]`: which part of an expert's rows goes there.
-    """
-    missed = np.ones((len(expert), share.shape[1]))
-    for column in expert.T:
-        missed *= 1 - share[column]
+    """`[n, U]`: how likely each token has a row for each unit; expert `[n, K]`, share `[E, U]`."""
+    passes = 1 - share
+    missed = passes[expert[:, 0]]
+    for column in expert.T[1:]:
+        missed *= passes[column]
     return 1 - missed
-
-
-def merged(expert: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """`[U]`: rows that go to each unit if a token sends it one, over those for each (token, k); 1 where none go."""
-    every = np.bincount(expert.ravel(), minlength=len(share)) @ share
-    return np.divide(reached(expert, share).sum(axis=0), every, out=np.ones(share.shape[1]), where=every > 0)
-
-
-def crossing(demand: Demand, placement: Placement, topology: Topology) -> tuple[float, float]:
-    """Rows that a sampled token sends to other nodes, on the average: one for each node, as in two hops; and one for
-    each rank, as in flat dispatch."""
-    share = shares(placement, demand.experts)
-    of_node = by_node(share, topology)
-    nodes = reached(demand.expert, of_node)
-    if placement.most > 1:
-        ranks = by_node(reached(demand.expert, share), topology)
-    else:  # no two rows of a token meet
-        ranks = sum((of_node[column] for column in demand.expert.T), np.zeros_like(nodes))
-    return _away(nodes, demand, topology), _away(ranks, demand, topology)
-
-
-def _away(rows: np.ndarray, demand: Demand, topology: Topology) -> float:
-    """Rows `[n, N]` for other nodes than the token's own, on the average."""
-    if not len(rows):
-        return 0.0
-    if demand.home is None:
-        return float((rows @ elsewhere(topology)).mean())
-    return float((rows.sum(axis=1) - rows[np.arange(len(rows)), demand.home]).mean())
 
 
 def elsewhere(topology: Topology) -> np.ndarray:
@@ -110,13 +140,18 @@ def elsewhere(topology: Topology) -> np.ndarray:
     return 1 - np.bincount(topology.node, minlength=topology.nodes) / topology.ranks
 
 
-def relays(topology: Topology) -> np.ndarray:
-    """`[R, N]` int64: who takes the rows of each rank in each node: the rank with its local index; itself at home."""
-    sizes = np.bincount(topology.node, minlength=topology.nodes)
-    local, members = np.zeros(topology.ranks, np.int64), []
-    for node in range(topology.nodes):
-        ranks = np.flatnonzero(topology.node == node)
-        local[ranks] = np.arange(len(ranks))
-        members.append(ranks)
-    found = [ranks[local % size] for ranks, size in zip(members, sizes)]
-    return np.stack(found, axis=1)
+def members(topology: Topology) -> list[np.ndarray]:
+    """`[N]`: the ranks of each node, ascending."""
+    return [np.flatnonzero(topology.node == node) for node in range(topology.nodes)]
+
+
+def local(topology: Topology) -> np.ndarray:
+    """`[R]` int64: which of its node's ranks each rank is, from 0.
+
+    In two hops its rows for another node go to the rank that is the same there; where that node is smaller, counting
+    begins anew.
+    """
+    found = np.zeros(topology.ranks, np.int64)
+    for ranks in members(topology):
+        found[ranks] = np.arange(len(ranks))
+    return found

@@ -112,21 +112,17 @@ def swapped(node: np.ndarray, change: np.ndarray) -> np.ndarray:
     order = np.argsort(node, kind="stable")
     filled, first = np.unique(node[order], return_index=True)
     blocks = change[np.ix_(order, order)]
-    best = np.minimum.reduceat(np.minimum.reduceat(blocks, first, axis=0), first, axis=1)
-    a, b = np.triu_indices(len(filled), 1)
+    best = np.minimum.reduceat(np.minimum.reduceat(blocks, first, axis=1), first, axis=0)
+    np.fill_diagonal(best, np.inf)
     ends, node = [*first[1:], len(node)], node.copy()
-    used: set[int] = set()
-    for pair in np.argsort(best[a, b], kind="stable"):
-        x, y = int(a[pair]), int(b[pair])
+    while True:
+        x, y = np.unravel_index(best.argmin(), best.shape)
         if best[x, y] >= -LEAST:
-            break
-        if {x, y} & used:
-            continue
-        used |= {x, y}
+            return node
+        best[[x, y]] = best[:, [x, y]] = np.inf
         block = blocks[first[x]:ends[x], first[y]:ends[y]]
         row, column = np.unravel_index(block.argmin(), block.shape)
         node[order[first[x] + row]], node[order[first[y] + column]] = filled[y], filled[x]
-    return node
 
 
 def shaken(node: np.ndarray, room: Room, draw: np.random.Generator, turn: int) -> np.ndarray:

@@ -15,8 +15,8 @@ import numpy as np
 from hpcmoe.files.plan import Weights
 from hpcmoe.placement import plan
 from hpcmoe.placement.assign import assign, ordered
-from hpcmoe.placement.cost import computed, holding, paces, terms, travelling
-from hpcmoe.placement.demand import Demand, crossing, elsewhere
+from hpcmoe.placement.cost import holding, paces, terms, travelling
+from hpcmoe.placement.demand import Demand, Spread, elsewhere, members
 from hpcmoe.placement.even import Price, evened
 from hpcmoe.placement.group import Room, granted, group
 from hpcmoe.placement.replicas import SAME, scan
@@ -67,13 +67,13 @@ class Layer:
 
     def seconds(self, placement: Placement) -> tuple[float, float]:
         """Of the slowest rank, and of all ranks together."""
-        rows = travelling(self.demand, placement, self.topology, self.exchange)
-        found = terms(computed(self.demand, placement), rows, self.topology, self.weights).sum(axis=0)
+        spread = Spread(self.demand, placement, self.topology)
+        found = terms(spread.computed, travelling(spread, self.exchange), self.topology, self.weights).sum(axis=0)
         return float(found.max()), float(found.sum())
 
     def touches(self, placement: Placement) -> tuple[float, ...]:
         """How many nodes other than its own a token touches."""
-        return crossing(self.demand, placement, self.topology)[:1]
+        return (Spread(self.demand, placement, self.topology).crossing,)
 
 
 def best(layer: Layer) -> Placement:
@@ -154,15 +154,15 @@ class Slots:
 
     def placed(self, near: float) -> Placement:
         """Where tokens touch no more than `near` times the fewest nodes that were found."""
-        layer, ranks = self.layer, self.layer.topology.ranks
+        layer, R = self.layer, self.layer.topology.ranks
         if not layer.hops:
-            return ordered(ranks, self._assigned(np.arange(len(self.expert)), np.arange(ranks), 1), self.expert)
+            return ordered(R, self._assigned(np.arange(len(self.expert)), np.arange(R), 1), self.expert)
         node, rank = self._nodes(near), np.empty(len(self.expert), np.int64)
-        for number in range(layer.topology.nodes):
-            slots, members = np.flatnonzero(node == number), np.flatnonzero(layer.topology.node == number)
+        for number, ranks in enumerate(members(layer.topology)):
+            slots = np.flatnonzero(node == number)
             if len(slots):
-                rank[slots] = self._assigned(slots, members, layer.topology.nodes)
-        return ordered(ranks, rank, self.expert)
+                rank[slots] = self._assigned(slots, ranks, layer.topology.nodes)
+        return ordered(R, rank, self.expert)
 
     def _assigned(self, slots: np.ndarray, ranks: np.ndarray, parts: int) -> np.ndarray:
         """Some slots to some ranks: one of so many parts of the layer."""

@@ -80,16 +80,21 @@ def cost(tokens: Tokens, node: np.ndarray) -> float:
 
 def look(tokens: Tokens, node: np.ndarray) -> Look:
     """At all swaps. node `[S]` int64."""
-    S, K = tokens.slots, tokens.slot.shape[1]
+    S, N = tokens.slots, tokens.nodes
     pays, count = touched(tokens, node)
     shared, alone = pays / count, np.where(count == 1, pays, 0)
     taken = np.bincount(tokens.slot.ravel(), alone.ravel(), minlength=S)  # by a slot that leaves
-    # of tokens that have both slots: what the one that leaves takes, and the other one brings back
-    kept = np.bincount(tokens.pair, np.repeat(alone.ravel(), K), minlength=S * S).reshape(S, S)
-    paid = np.bincount(tokens.pair, np.broadcast_to(shared[:, None, :], (*shared.shape, K)).ravel(),
-                       minlength=S * S).reshape(S, S)
-    order = np.argsort(node, kind="stable")
-    filled, first = np.unique(node[order], return_index=True)
-    already = np.zeros((S, tokens.nodes))  # by the tokens of each slot, for each node
-    already[:, filled] = np.add.reduceat(paid[:, order], first, axis=1)
-    return Look(float(shared.sum()), (tokens.most - already)[:, node] - taken + kept.T)
+    place = tokens.slot[:, :, None] * N + node[tokens.slot][:, None, :]
+    already = np.bincount(place.ravel(), _each(shared), minlength=S * N)  # by the tokens of each slot, for each node
+    # of tokens that have both slots: what the one that leaves takes, the other one brings back
+    kept = np.bincount(tokens.pair, _each(alone), minlength=S * S)
+    instead = np.take(tokens.most - already.reshape(S, N), node, axis=1)
+    instead -= taken
+    instead += kept.reshape(S, S)
+    return Look(float(shared.sum()), instead)
+
+
+def _each(values: np.ndarray) -> np.ndarray:
+    """`[n · K · K]`: values `[n, K]` of the second slot of each pair of slots of a token."""
+    n, K = values.shape
+    return np.broadcast_to(values[:, None, :], (n, K, K)).ravel()

@@ -10,6 +10,7 @@ from routes import KINDS, WEIGHTS, counted, node_rows, nodes, trace, zipf
 
 from hpcmoe.placement import assign, cost, demand, replicas, touch
 from hpcmoe.placement.assign import ordered
+from hpcmoe.placement.demand import Spread
 from hpcmoe.placement.even import Price, busy
 from hpcmoe.placement.group import Room
 from hpcmoe.placement.starts import grown, spectral
@@ -159,8 +160,9 @@ def test_rows_between_nodes_are_those_counted_one_by_one(kind):
         placement = ordered(6, np.arange(12) // 2, np.random.default_rng(seed).permutation(12))
         flat = [sum(topology.node[r] != topology.node[home] for r in set(placement.rank[placement.slot[of]].tolist()))
                 for of, home in zip(routing.expert[:, 0], routing.rank)]
-        assert demand.crossing(layer, placement, topology) == pytest.approx(
-            (node_rows(routing, 0, placement, topology), np.mean(flat)))
+        spread = Spread(layer, placement, topology)
+        assert spread.crossing == pytest.approx(node_rows(routing, 0, placement, topology))
+        assert spread.crossing_flat == pytest.approx(np.mean(flat))
 
 
 def test_of_replicas_each_gets_the_same_part():
@@ -173,7 +175,7 @@ def test_of_replicas_each_gets_the_same_part():
     node = [topology.node[placement.rank[placement.expert == e]] for e in range(5)]
     sent = [np.mean([len(set(ways) - {topology.node[home]}) for ways in itertools.product(*(node[e] for e in es))])
             for es, home in zip(routing.expert[:, 0], routing.rank)]
-    assert demand.crossing(layer, placement, topology)[0] == pytest.approx(np.mean(sent))
+    assert Spread(layer, placement, topology).crossing == pytest.approx(np.mean(sent))
 
 
 def test_a_run_on_other_ranks_stands_for_ranks_that_are_alike():
@@ -185,27 +187,30 @@ def test_a_run_on_other_ranks_stands_for_ranks_that_are_alike():
     placement = ordered(4, np.arange(6) * 4 // 6, np.arange(6))
     every = [node_rows(counted(routing.expert, np.full(90, rank, np.int32), 4, 6), 0, placement, topology)
              for rank in range(4)]
-    assert demand.crossing(layer, placement, topology)[0] == pytest.approx(np.mean(every))
+    assert Spread(layer, placement, topology).crossing == pytest.approx(np.mean(every))
 
 
 def slow_rows(layer, placement, topology, exchange):
     """Rows from rank to rank, there and back, in one table each; one slot per rank, so no rows of a token meet but in
     nodes, whose rows are given as they are."""
-    R, relay = topology.ranks, demand.relays(topology)
+    R = topology.ranks
     there, back = np.zeros((R, R)), np.zeros((R, R))
-    merge = demand.merged(layer.expert, demand.by_node(demand.shares(placement, layer.experts), topology))
+    spread = Spread(layer, placement, topology)
+    merge = spread.merged(spread.node_share, spread.nodes)
+    ranks = [[r for r in range(R) if topology.node[r] == m] for m in range(topology.nodes)]
+    relay = [[of[ranks[topology.node[s]].index(s) % len(of)] for of in ranks] for s in range(R)]
     for s in range(R):
         per_node = np.zeros(topology.nodes)
         for e, r in zip(placement.expert, placement.rank):
             rows = layer.load[s, e] / placement.copies[e]
-            via = relay[s, topology.node[r]] if exchange == "twohop" else s
+            via = relay[s][topology.node[r]] if exchange == "twohop" else s
             there[via, r] += rows
             back[r, via] += rows
             per_node[topology.node[r]] += rows
         for m in range(topology.nodes):
             if exchange == "twohop" and m != topology.node[s]:
-                there[s, relay[s, m]] += per_node[m] * merge[m]
-                back[relay[s, m], s] += per_node[m]
+                there[s, relay[s][m]] += per_node[m] * merge[m]
+                back[relay[s][m], s] += per_node[m]
     return there, back
 
 
@@ -246,7 +251,7 @@ def test_what_an_expert_costs_a_rank_is_what_it_adds_there(exchange):
     [layer] = demand.demands(trace(zipf(1.0), 5, 5, 2, 100), topology, 16.0)
     table = cost.holding(layer, topology, WEIGHTS, exchange)
     placement = ordered(5, np.array([3, 0, 4, 1, 2]), np.arange(5))
-    near = cost.travelling(layer, placement, topology, exchange)
+    near = cost.travelling(Spread(layer, placement, topology), exchange)
     for e, r in zip(placement.expert, placement.rank):
         link = WEIGHTS.row * (near.near[:, r] / topology.rate[:, r] + near.near_back[:, r] / topology.rate[r]).sum()
         assert table[e, r] == pytest.approx(WEIGHTS.compute * layer.rows[e] + link)
