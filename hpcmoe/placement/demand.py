@@ -37,7 +37,8 @@ def demands(routing: Routing, topology: Topology, tokens: float) -> list[Demand 
 
     Where the run had another number of ranks than the topology, each of these sends the same.
     """
-    R, known = topology.ranks, routing.load.shape[1] == topology.ranks
+    R = topology.ranks
+    known = routing.load.shape[1] == R and bool((routing.rank < R).all())
     return [_layer(routing, layer, topology, tokens * R, known) if routing.load[layer].any() else None
             for layer in range(len(routing.load))]
 

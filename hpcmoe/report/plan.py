@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ def make(source: Path, output: Path, asked: Asked) -> None:
     ways = (asked.exchange,) if asked.exchange != "auto" else EXCHANGES if between.nodes > 1 else EXCHANGES[:1]
     mine = [plans(asked.policy, exchange) for exchange in ways]
     best = min(mine, key=lambda p: p.predicted.total)  # flat at a tie
-    others = [plans(policy, best.exchange) for policy in COMPARED if policy != asked.policy]
+    others = [plans(policy, best.exchange) for policy in COMPARED
+              if policy != asked.policy and (policy != "topology" or find_spec("scipy"))]
     plan.write(output, best)
     _compare(text.console(), [*others, *mine], best, output)
 

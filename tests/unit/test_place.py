@@ -15,7 +15,7 @@ from hpcmoe.placement.even import Price, busy
 from hpcmoe.placement.group import Room
 from hpcmoe.placement.starts import grown, spectral
 from hpcmoe.placement.topology import dealt
-from hpcmoe.slots import Placement
+from hpcmoe.slots import Placement, Routing
 
 
 def slots(draw, experts: int, ranks: int, capacity: int) -> Placement:
@@ -188,6 +188,13 @@ def test_a_run_on_other_ranks_stands_for_ranks_that_are_alike():
     every = [node_rows(counted(routing.expert, np.full(90, rank, np.int32), 4, 6), 0, placement, topology)
              for rank in range(4)]
     assert Spread(layer, placement, topology).crossing == pytest.approx(np.mean(every))
+
+
+def test_a_sample_of_more_ranks_than_the_plan_has():
+    """Results with large tables tell the rows of all ranks together, and the ranks of sampled tokens."""
+    one = trace(zipf(1.0), 3, 6, 2, 90)
+    [layer] = demand.demands(Routing(one.load.sum(axis=1, keepdims=True), one.rank, one.expert), nodes(1), 8.0)
+    assert layer.home is None and layer.load.shape == (1, 6)
 
 
 def slow_rows(layer, placement, topology, exchange):

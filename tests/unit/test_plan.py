@@ -1,6 +1,7 @@
 """plan.h5 and topology.h5, and the verb that plans."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from hpcmoe.files import parts, plan, prompts, results, topology
 from hpcmoe.files.parts import Part
 from hpcmoe.files.plan import Plan
 from hpcmoe.placement.policy import POLICIES, Case
+from hpcmoe.report import plan as page
 from hpcmoe.report.plan import read as read_run
 from hpcmoe.slots import Routing
 
@@ -241,6 +243,15 @@ def test_auto_takes_the_exchange_that_is_quicker(files, hpcmoe):
 def test_experts_need_room(files, hpcmoe):
     result = hpcmoe("plan", "out.h5", "-o", "p.h5", "--ranks", 2, "--ranks-per-node", 1, "--slots", 1)
     assert_one_line(result, 2, "2 ranks", "cannot hold 4", "--slots 2")
+
+
+def test_without_scipy_the_other_policies_plan(files, hpcmoe, monkeypatch):
+    for name in ("scipy", "scipy.optimize", "scipy.sparse"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    made = hpcmoe("plan", "out.h5", "-o", "plan.h5", "--policy", "load")
+    assert made.code == 0 and "topology" not in made.out.replace("bench topology", "").replace("--topology", "")
+    assert_one_line(hpcmoe("plan", "out.h5", "-o", "p.h5"), 2, "SciPy", "hpcmoe[plan]", "--policy load")
 
 
 def test_a_model_that_is_gone_or_another_is_named(files, hpcmoe):
