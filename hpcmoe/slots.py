@@ -108,3 +108,5 @@ class Routing:
     """`[n]` int32: the rank of each sampled token,"""
     expert: np.ndarray
     """`[n, L, K]` int16: and its experts in each layer; -1 in dense layers"""
+    computed: np.ndarray
+    """`[L, R]` int64: rows that the experts of each rank computed"""

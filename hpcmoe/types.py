@@ -225,6 +225,8 @@ class Outcome:
     """`[B]` float32: its log-probability"""
     load: np.ndarray
     """`[L, E]` int64: (token, k) pairs that were sent to each expert; zeros for dense layers"""
+    computed: np.ndarray
+    """`[L]` int64: rows that this rank's experts computed, for whichever ranks"""
     sample: np.ndarray
     """`[s, L, K]` int16: the experts of `sampled(T)` tokens in each layer; -1 in dense layers"""
     logits: np.ndarray | None = field(default=None, repr=False)

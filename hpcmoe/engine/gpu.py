@@ -63,7 +63,7 @@ class GpuSegments:
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
-        return Work(batch, number, self._lanes[number], self.rooms[number])
+        return Work(batch, number, self._lanes[number], self.rooms[number], np.zeros(self.model.layers, np.int64))
 
     def go(self, rows: int) -> None:
         """See `layer.Segments`."""
@@ -180,7 +180,8 @@ class GpuSegments:
         self._packing.busy()
         token, logprob, logits, load, sample = work.results
         wide = (logits.astype(np.uint32) << 16).view(np.float32) if self.keep_logits else None
-        return Outcome(token.copy(), logprob.copy(), load[:, :self.model.experts].astype(np.int64),
+        rows = load[:, :self.model.experts].astype(np.int64)
+        return Outcome(token.copy(), logprob.copy(), rows, rows.sum(axis=1) if self._blocks.at_home else work.computed,
                        sample[:len(sampled(work.batch.rows))].copy(), wide)
 
     def close(self) -> None:
@@ -222,6 +223,7 @@ class GpuSegments:
         """Rows are computed in the order in which they came; no slot, no rows."""
         arrived, landing, H = work.lane.dispatch.arrived, work.lane.dispatch.landing, self.model.hidden
         out, layout = work.lane.home.room(landing.counts, H)
+        work.computed[work.layer] = landing.rows
         self._leave(work, layout.rows, landing.counts, H)
         with self._compute:
             work.own.hold(self._compute)
@@ -246,6 +248,7 @@ class GpuSegments:
         lie = np.arange(landing.rows) if landing.place is None else landing.place
         plan = plan_receive(landing.counts, found[lie], len(slots))
         out, layout = work.lane.home.room(plan.home_counts, H)
+        work.computed[work.layer] = len(plan.row)
         self._leave(work, layout.rows, plan.home_counts, H)
         to = plan.place if layout.place is None else layout.place[plan.place]
         with self._compute:

@@ -35,15 +35,17 @@ class Record:
         room = max(LEAST, MOST >> self._sequence) if self._top_k else 0
         self._sample = Sample(room, (self._shape[0], self._top_k))
         self._load, self._traffic = np.zeros(self._shape, np.int64), Traffic.none(self._shape[0])
+        self._computed = np.zeros(self._shape[0], np.int64)
         self._since = time.monotonic()
 
-    def add(self, answers: Sequence[Answer], load: np.ndarray, sample: np.ndarray, traffic: Traffic, step: StepTime,
-            unfinished: Callable[[], Sequence[Begun]]) -> None:
-        """Takes up one step; load is `[L, E]` int64, sample `[s, L, K]` int16, traffic `[L]`; `unfinished` tells the
-        answers that have begun."""
+    def add(self, answers: Sequence[Answer], load: np.ndarray, computed: np.ndarray, sample: np.ndarray,
+            traffic: Traffic, step: StepTime, unfinished: Callable[[], Sequence[Begun]]) -> None:
+        """Takes up one step; load is `[L, E]` int64, computed `[L]` int64, sample `[s, L, K]` int16, traffic `[L]`;
+        `unfinished` tells the answers that have begun."""
         self._answers += answers
         self._steps.append(step)
         self._load += load
+        self._computed += computed
         self._sample.add(sample)
         self._traffic += traffic
         if (self._answers or self._every) and time.monotonic() - self._since >= self._every:
@@ -68,5 +70,5 @@ class Record:
 
     def _write_part(self) -> None:
         part = Part(tuple(self._answers), self._load, tuple(self._steps), self._attempt, self._traffic,
-                    self._sample.experts())
+                    self._computed, self._sample.experts())
         parts.write(self._output, self._attempt, self._rank, self._sequence, part, self._origin)

@@ -46,6 +46,8 @@ class Work:
     """of the micro-batch in its step"""
     lane: Lane
     room: Room
+    computed: np.ndarray
+    """`[L]` int64: rows that this rank's experts computed so far"""
     layer: int = 0
     x: cupy.ndarray = field(init=False)
     """`[T, H]` uint16: the residual stream"""

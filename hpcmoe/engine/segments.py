@@ -76,7 +76,8 @@ class CpuSegments:
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
-        return Work(batch, number, self._lanes[number], np.zeros((self.model.layers, self.model.experts), np.int64))
+        L, E = self.model.layers, self.model.experts
+        return Work(batch, number, self._lanes[number], np.zeros((L, E), np.int64), np.zeros(L, np.int64))
 
     def go(self, rows: int) -> None:
         """See `layer.Segments`."""
@@ -226,6 +227,7 @@ class CpuSegments:
             width = message.shape[1] - self._units
             trailer = pack.trailer(message, self.model.hidden, self.dtype, width)
             receive = plan_receive(landing.counts, trailer, len(slots))
+            work.computed[work.layer] = len(receive.row)
             rows = pack.unpack(message, self.model.hidden, self.dtype)
             answers, layout = work.lane.home.room(receive.home_counts, self._units)
             work.leaving, work.sent = layout.rows, self._bytes(receive.home_counts, self._units)
@@ -250,7 +252,8 @@ class CpuSegments:
         with self.clock.stage("head", -1, work.number, len(work.batch.wanted)):
             blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
         token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
-        work.outcome = Outcome(token, logprob, work.load, self._sample(work), logits if self.keep_logits else None)
+        work.outcome = Outcome(token, logprob, work.load, work.computed, self._sample(work),
+                               logits if self.keep_logits else None)
 
     def _sample(self, work: Work) -> np.ndarray:
         """As in `Outcome`."""

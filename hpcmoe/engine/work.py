@@ -20,6 +20,8 @@ class Work:
     lane: Lane
     load: np.ndarray
     """`[L, E]` int64: rows sent to each expert so far"""
+    computed: np.ndarray
+    """`[L]` int64: rows that this rank's experts computed so far"""
     sample: list[np.ndarray] = field(default_factory=list)
     """by layer with experts: `[s, K]` int16, those of some tokens"""
     layer: int = 0

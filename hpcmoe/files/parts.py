@@ -54,6 +54,8 @@ class Part:
     attempt: int = 0
     traffic: Traffic | None = None
     """`[L]`: of this rank's exchanges since its last commit; None in parts of versions that did not count it"""
+    computed: np.ndarray | None = None
+    """`[L]` int64: rows that this rank's experts computed, since its last commit as in the next one"""
     expert: np.ndarray | None = None
     """`[n, L, K]` int16: the experts of sampled tokens"""
     rank: int = 0
@@ -95,8 +97,8 @@ def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, orig
         put_answers(file, part.answers)
         h5.put(file, "load", part.load, "rows sent to each expert, by layer and expert [rows]")
         _put_steps(file, part.steps)
-        if part.expert is not None:
-            routing.put_sample(file, part.expert)
+        if part.computed is not None and part.expert is not None:
+            routing.put_own(file, part.computed, part.expert)
         if part.traffic:
             traffic.put(file, Traffic.stack([s.traffic for s in part.steps]), part.traffic, all_ranks=False)
     return path
@@ -128,7 +130,7 @@ def read(path: Path) -> Part:
             rank = h5.attribute(file, "rank", path, int) if "rank" in file.attrs else -1
             return Part(tuple(take_answers(file, path)), load, _take_steps(file, path),
                         h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path),
-                        routing.take_sample(file, path, *load.shape), rank,
+                        *routing.take_own(file, path, *load.shape), rank,
                         h5.attribute(file, "ranks", path, int))
         except InputError as error:
             raise Damaged(str(error)) from None

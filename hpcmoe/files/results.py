@@ -133,8 +133,8 @@ def read(file: h5py.File, path: Path) -> Results:
 
 
 def _routing(pieces: Sequence[Part], ranks: int) -> Routing | None:
-    mine = [(p.rank, p.load, p.expert) for p in pieces
-            if p.ranks == ranks and 0 <= p.rank < ranks and p.expert is not None]
+    mine = [(p.rank, p.load, p.computed, p.expert) for p in pieces
+            if p.ranks == ranks and 0 <= p.rank < ranks and p.computed is not None and p.expert is not None]
     return files_routing.gather(mine, ranks) if mine else None
 
 

@@ -2,13 +2,15 @@
 
     routing/load [L, R, E]: rows that the tokens of each rank sent to each expert; R is 1, all ranks together, where the
         table would be large
+    routing/computed [L, R]: rows that the experts of each rank computed
     routing/expert [n, L, K]: the experts of sampled tokens; -1 in dense layers
     routing/rank [n]: the ranks of these tokens
 
-Parts have `routing/expert` of their own rank.
+Parts have `routing/expert` and `routing/computed` `[L]` of their own rank.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -25,8 +27,9 @@ SAMPLES = 1 << 14
 EXPERT = "experts of sampled tokens, by token, layer and k; -1 in dense layers"
 
 
-def put_sample(file: h5py.File, expert: np.ndarray) -> None:
-    """What a part has: `[n, L, K]` int16."""
+def put_own(file: h5py.File, computed: np.ndarray, expert: np.ndarray) -> None:
+    """What a part has: computed `[L]` int64, expert `[n, L, K]` int16."""
+    h5.put(file, "routing/computed", computed, "rows that this rank's experts computed, by layer [rows]")
     h5.put(file, "routing/expert", expert, EXPERT, **_packed(expert))
 
 
@@ -34,10 +37,22 @@ def _packed(expert: np.ndarray) -> dict[str, str]:
     return {"compression": "gzip"} if expert.size else {}
 
 
-def take_sample(file: h5py.File, path: Path, layers: int, experts: int) -> np.ndarray | None:
-    """`[n, L, K]` int16; None in parts of versions that kept none. Raises `InputError`."""
+def take_own(file: h5py.File, path: Path, layers: int, experts: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What `put_own` put; None in parts of versions that kept none. Raises `InputError`."""
     if "routing/expert" not in file:
-        return None
+        return None, None
+    computed = h5.take(file, "routing/computed", path, np.integer, 1)
+    _check_rows(computed, "computed", (layers,), path)
+    return computed, _take_sample(file, path, layers, experts)
+
+
+def _check_rows(rows: np.ndarray, name: str, shape: tuple[int, ...], path: Path) -> None:
+    if rows.shape != shape or (rows < 0).any() or rows.sum(dtype=np.float64) >= 2**62:
+        raise InputError(f"{path}: routing/{name} has values that cannot be counted, or is of other layers or ranks: "
+                         "make the file again")
+
+
+def _take_sample(file: h5py.File, path: Path, layers: int, experts: int) -> np.ndarray:
     expert = h5.take(file, "routing/expert", path, np.integer, 3)
     if expert.shape[1] != layers or (expert < -1).any() or (expert >= experts).any():
         raise InputError(f"{path}: routing/expert does not fit its {layers} layers and {experts} experts: make the "
@@ -48,6 +63,7 @@ def take_sample(file: h5py.File, path: Path, layers: int, experts: int) -> np.nd
 def put(file: h5py.File, routing: Routing) -> None:
     """Writes the group."""
     h5.put(file, "routing/load", routing.load, "rows by layer, rank of the token, and expert [rows]")
+    h5.put(file, "routing/computed", routing.computed, "rows that experts computed, by layer and rank [rows]")
     h5.put(file, "routing/expert", routing.expert, EXPERT, **_packed(routing.expert))
     h5.put(file, "routing/rank", routing.rank, "rank of each sampled token")
 
@@ -58,35 +74,36 @@ def take(file: h5py.File, path: Path) -> Routing | None:
         return None
     load = h5.take(file, "routing/load", path, np.integer, 3)
     rank = h5.take(file, "routing/rank", path, np.integer, 1)
-    expert = take_sample(file, path, len(load), load.shape[2])
-    ranks = h5.attribute(file, "ranks", path, int)
-    if (load < 0).any() or load.sum(dtype=np.float64) >= 2**62 or load.shape[1] not in (1, ranks):
-        raise InputError(f"{path}: routing/load has values that cannot be counted, or is of other ranks: make the file "
-                         "again")
-    if expert is None or len(rank) != len(expert) or (rank < 0).any() or (rank >= ranks).any():
+    computed = h5.take(file, "routing/computed", path, np.integer, 2)
+    expert, ranks = _take_sample(file, path, len(load), load.shape[2]), h5.attribute(file, "ranks", path, int)
+    _check_rows(load, "load", (len(load), 1 if load.shape[1] == 1 else ranks, load.shape[2]), path)
+    _check_rows(computed, "computed", (len(load), ranks), path)
+    if len(rank) != len(expert) or (rank < 0).any() or (rank >= ranks).any():
         raise InputError(f"{path}: routing/rank does not fit routing/expert and {ranks} ranks: make the file again")
-    return Routing(load, rank.astype(np.int32), expert)
+    return Routing(load, rank.astype(np.int32), expert, computed)
 
 
-def gather(pieces: Sequence[tuple[int, np.ndarray, np.ndarray]], ranks: int) -> Routing:
-    """Of the commits (rank, load `[L, E]`, expert `[n, L, K]`) of a run on `ranks` ranks."""
+def gather(pieces: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], ranks: int) -> Routing:
+    """Of the commits (rank, load `[L, E]`, computed `[L]`, expert `[n, L, K]`) of a run on `ranks` ranks."""
     L, E = pieces[0][1].shape
     kept = ranks if L * ranks * E <= LARGEST else 1
     load = np.zeros((L, kept, E), np.int64)
-    for rank, rows, _ in pieces:
+    computed = np.zeros((L, ranks), np.int64)
+    for rank, rows, mine, _ in pieces:
         load[:, min(rank, kept - 1)] += rows
+        computed[:, rank] += mine
     K = max(expert.shape[2] for *_, expert in pieces)
-    some = [(rank, expert) for rank, _, expert in pieces if len(expert)]
+    some = [(rank, expert) for rank, *_, expert in pieces if len(expert)]
     expert = np.concatenate([np.empty((0, L, K), np.int16), *(expert for _, expert in some)])
     of = np.repeat(np.array([rank for rank, _ in some], np.int32), [len(expert) for _, expert in some])
-    return thin(Routing(load, of, expert))
+    return thin(Routing(load, of, expert, computed))
 
 
 def thin(routing: Routing) -> Routing:
     """With `SAMPLES` tokens at most."""
     n = len(routing.rank)
     some = np.arange(min(n, SAMPLES)) * n // max(min(n, SAMPLES), 1)
-    return Routing(routing.load, routing.rank[some], routing.expert[some])
+    return replace(routing, rank=routing.rank[some], expert=routing.expert[some])
 
 
 def join(found: Sequence[Routing | None]) -> Routing | None:
@@ -94,5 +111,6 @@ def join(found: Sequence[Routing | None]) -> Routing | None:
     some = [routing for routing in found if routing]
     if len(some) < len(found) or len({(r.load.shape, r.expert.shape[1:]) for r in some}) > 1:
         return None
-    return thin(Routing(np.sum([r.load for r in some], axis=0), np.concatenate([r.rank for r in some]),
-                        np.concatenate([r.expert for r in some])))
+    load, computed = (np.sum([getattr(r, name) for r in some], axis=0) for name in ("load", "computed"))
+    rank, expert = (np.concatenate([getattr(r, name) for r in some]) for name in ("rank", "expert"))
+    return thin(Routing(load, rank, expert, computed))

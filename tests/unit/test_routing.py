@@ -36,7 +36,7 @@ def test_a_sample_has_tokens_of_the_whole_time(room, steps):
 
 def part(rank: int, ranks: int, rows: int, n: int) -> Part:
     return Part((answer(rank, 5),), np.full((2, 4), rows, np.int64), (step_time(0),), 0, None,
-                np.full((n, 2, 3), rank, np.int16), rank, ranks)
+                np.full(2, rows), np.full((n, 2, 3), rank, np.int16), rank, ranks)
 
 
 def test_results_tell_where_the_tokens_of_each_rank_went(tmp_path):
@@ -46,29 +46,31 @@ def test_results_tell_where_the_tokens_of_each_rank_went(tmp_path):
     pack(output, 2)
     found = results.routing(output)
     assert found.load[:, 0].tolist() == [[3] * 4] * 2 and found.load[:, 1].tolist() == [[5] * 4] * 2
+    assert found.computed.tolist() == [[3, 5]] * 2
     assert found.rank.tolist() == [0, 0, 1] and found.expert[:, 1, 2].tolist() == [0, 0, 1]
 
 
 def test_other_numbers_of_ranks_do_not_count():
-    some = np.ones((2, 4), np.int64), np.zeros((1, 2, 3), np.int16)
+    some = np.ones((2, 4), np.int64), np.ones(2, np.int64), np.zeros((1, 2, 3), np.int16)
     assert routing.gather([(0, *some), (1, *some)], 2).load.sum(axis=2).tolist() == [[4, 4]] * 2
 
 
 def test_a_large_table_is_of_all_ranks_together(monkeypatch):
     monkeypatch.setattr(routing, "LARGEST", 15)
-    found = routing.gather([(rank, np.ones((2, 4), np.int64), np.zeros((2, 2, 3), np.int16)) for rank in (0, 1)], 2)
+    found = routing.gather([(rank, np.ones((2, 4), np.int64), np.ones(2, np.int64), np.zeros((2, 2, 3), np.int16))
+                            for rank in (0, 1)], 2)
     assert found.load.tolist() == [[[2] * 4]] * 2 and found.rank.tolist() == [0, 0, 1, 1]
 
 
 def test_few_enough_tokens_are_kept(monkeypatch):
     monkeypatch.setattr(routing, "SAMPLES", 5)
-    found = routing.thin(Routing(np.zeros((1, 1, 1)), np.arange(9), np.arange(9).reshape(9, 1, 1)))
+    found = routing.thin(Routing(np.zeros((1, 1, 1)), np.arange(9), np.arange(9).reshape(9, 1, 1), np.zeros((1, 1))))
     assert found.rank.tolist() == found.expert[:, 0, 0].tolist() == [0, 1, 3, 5, 7]
 
 
 def test_shards_are_joined_where_they_can_be():
-    one = Routing(np.ones((2, 3, 4)), np.zeros(1, np.int32), np.zeros((1, 2, 3), np.int16))
-    other = Routing(np.ones((2, 2, 4)), np.zeros(1, np.int32), np.zeros((1, 2, 3), np.int16))
+    one = Routing(np.ones((2, 3, 4)), np.zeros(1, np.int32), np.zeros((1, 2, 3), np.int16), np.ones((2, 3)))
+    other = Routing(np.ones((2, 2, 4)), np.zeros(1, np.int32), np.zeros((1, 2, 3), np.int16), np.ones((2, 2)))
     both = routing.join([one, one])
     assert both and both.load.sum() == 48 and len(both.rank) == len(both.expert) == 2
     assert routing.join([one, other]) is None and routing.join([one, None]) is None
@@ -80,6 +82,7 @@ WRONG = {
     "a rank that is not there": ("routing/rank", lambda data: data + 2),
     "ranks of other tokens": ("routing/rank", lambda data: data[:-1]),
     "other layers": ("routing/expert", lambda data: data[:, :1]),
+    "rows of other ranks": ("routing/computed", lambda data: data[:, :1]),
     "other ranks": ("routing/load", lambda data: np.repeat(data, 2, axis=1)),
 }
 
