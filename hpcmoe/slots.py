@@ -1,7 +1,7 @@
 """Who holds what, and what is known when that is decided: slots, the routing of an earlier run, the network."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -108,5 +108,5 @@ class Routing:
     """`[n]` int32: the rank of each sampled token,"""
     expert: np.ndarray
     """`[n, L, K]` int16: and its experts in each layer; -1 in dense layers"""
-    computed: np.ndarray
-    """`[L, R]` int64: rows that the experts of each rank computed"""
+    computed: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    """`[L, R]` int64: rows that the experts of each rank computed; empty where nothing was"""

@@ -112,8 +112,8 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         tally.tokens += chosen
         traffic, end = clock.read_traffic(), time.perf_counter()
         clock.trace.pop("step", "step", begin, end, rows=rows)
-        record.add(answers, *(np.sum([getattr(outcome, name) for outcome in outcomes], axis=0)
-                              for name in ("load", "computed")),
+        record.add(answers, np.sum([outcome.load for outcome in outcomes], axis=0),
+                   np.sum([outcome.computed for outcome in outcomes], axis=0),
                    np.concatenate([outcome.sample for outcome in outcomes]), traffic,
                    StepTime(tally.step, rows, chosen, end - begin, clock.read(), traffic.total()), sequences.begun)
         tally.step, tally.longest = tally.step + 1, max(tally.longest, time.perf_counter() - begin)

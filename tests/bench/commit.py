@@ -33,8 +33,9 @@ def main() -> None:
     seconds = np.zeros(ROUNDS)
     for number in range(ROUNDS):
         for step in range(STEPS):
-            record.add(answers if step == 0 else (), np.ones((LAYERS, EXPERTS), np.int64), np.ones(LAYERS, np.int64), sample,
-                       Traffic.none(LAYERS), StepTime(step, 32, 32, 0.06, np.zeros(len(STAGES))), lambda: begun)
+            record.add(answers if step == 0 else (), np.ones((LAYERS, EXPERTS), np.int64),
+                       np.ones(LAYERS, np.int64), sample, Traffic.none(LAYERS),
+                       StepTime(step, 32, 32, 0.06, np.zeros(len(STAGES))), lambda: begun)
         comm.Barrier()
         begin = time.perf_counter()
         record.commit(begun)

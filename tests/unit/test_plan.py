@@ -49,7 +49,7 @@ def results_file(output: Path, model: Path, ranks: int = RANKS, hosts: int = 2) 
     for rank in range(ranks):
         mine = went.rank == rank
         part = Part((answer(rank, 5),), went.load[:, rank], (step_time(0, 30), step_time(1, 90)), 0, None,
-                    went.expert[mine], rank, ranks)
+                    went.load[:, rank].sum(axis=1), went.expert[mine], rank, ranks)
         parts.write(output, 0, rank, 0, part, told)
     results.pack(output, prompts.Prompts(np.zeros(ranks, np.int32), np.arange(ranks + 1), ("a",) * ranks), told, str)
     return output
