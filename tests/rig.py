@@ -16,6 +16,7 @@ from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.seats import place
 from hpcmoe.exchange.grid import grid
 from hpcmoe.exchange.lane import Way
+from hpcmoe.exchange.presum import Presum
 from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
@@ -71,15 +72,18 @@ class Rig:
     def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64,
                  course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None,
                  device: bool = False, holders: str = HOLDERS[0], seed: int = 0,
-                 top_k: int = 0) -> None:
-        """`device`: on a GPU, in bfloat16; holders and seed as in `hold`; `top_k`, where it is not the model's."""
+                 top_k: int = 0, presum: bool = False) -> None:
+        """`device`: on a GPU, in bfloat16; holders and seed as in `hold`; `top_k`, where it is not the model's;
+        `presum` as in the job."""
         kind = array.DTYPES["bfloat16" if device else dtype]
         placements = hold(holders, source.spec, comm.size, seed)
         self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
         way = replace(course.way, memory="device" if device else "host", exact=holders == "replicated exactly")
         nodes = tuple(rank * 2 // comm.size for rank in range(comm.size)) if course.hops else ()
         if course.hops:
-            way = replace(way, by=Relayed(grid(nodes), top_k or source.spec.moe.top_k))
+            moe = source.spec.moe
+            sums = Presum(kind, moe.round_weights) if presum else None
+            way = replace(way, by=Relayed(grid(nodes), top_k or moe.top_k, sums))
         held = engine.load(source, held_by(placements, comm.rank), kind, way.memory)
         self.segments = engine.open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placements,
                                              Sizes(slots, slots * length, length), Generate(), kind, way,

@@ -17,6 +17,7 @@ from hpcmoe.device.grouped import Grouped
 from hpcmoe.device.limits import check_model
 from hpcmoe.device.scratch import LOGITS
 from hpcmoe.device.swiglu import swiglu
+from hpcmoe.engine import relaying
 from hpcmoe.engine.blocks import Blocks
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.lanes import Lanes, sent_by
@@ -34,7 +35,7 @@ from hpcmoe.kernels.choice import uniform
 from hpcmoe.model.weights import Swiglu, Weights
 from hpcmoe.slots import Placements, most
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Outcome, dense, sampled
+from hpcmoe.types import Batch, Layout, Outcome, dense, sampled
 
 
 class GpuSegments:
@@ -96,22 +97,26 @@ class GpuSegments:
 
     def count(self, work: Work) -> Flight:
         """See `layer.Segments`."""
-        route, lane = work.room.route, work.lane
-        counts, home_counts = route.counts.copy(), route.home_counts.copy()
+        lane, behind = work.lane, None
+        if lane.by:
+            work.send = relaying.plan(work, self.placements[work.layer], self.rank)
+            counts, home_counts, behind = work.send.counts, work.send.home_counts, work.send.behind
+        else:
+            counts, home_counts = work.room.route.counts.copy(), work.room.route.home_counts.copy()
         work.homecoming = dense(home_counts, self.rank)
         with self._travel:
-            units = self.model.hidden + self._width
+            units = self.model.hidden + (lane.by.width if lane.by else self._width)
             out, layout = lane.dispatch.room(counts, units)
             if not work.packed:
                 with self._packing.stage("pack", work.layer, work.number, layout.rows):
-                    self._pack(work, work.room.out_base.send(layout.first), out)
+                    self._pack_at(work, out, layout)
             packed = Event(self._travel)
         self._leave(work, layout.rows, counts, units)
         self.watch.mark("dispatch", work.layer, work.number, work.leaving)
         self.watch.by("counts")
         work.trip = self._depart(lane.dispatch, "dispatch", work)
         with self.clock.starting(work.trip):
-            lane.headers.start(counts, home_counts)
+            lane.headers.start(counts, home_counts, behind)
         return Counts(lane.headers, packed)
 
     def dispatch(self, work: Work) -> Flight:
@@ -154,10 +159,12 @@ class GpuSegments:
         home = work.lane.home
         with self._compute:
             work.own.hold(self._compute)
-            base = work.room.home_base.send(home.landing.first)
+            by, route, base = work.lane.by, work.room.route, work.room.home_base.send(home.landing.first)
+            if by:
+                route, base = relaying.homeward(work, home.landing), work.room.zero
             with self._blocks.stage("combine", work, work.batch.rows):
-                rows.combine(work.x, home.arrived, work.shared, work.room.route, base,
-                             self.model.moe.round_weights)
+                rows.combine(work.x, home.arrived, work.shared, route, base,
+                             self.model.moe.round_weights and not (by and by.presum))
             work.shared = None
             work.layer += 1
             self._blocks.go_on(work)
@@ -198,18 +205,26 @@ class GpuSegments:
                                  sent_by(travelling, work.sent))
 
     def _pack_ahead(self, work: Work, spread: bool = False) -> None:
-        """Packs right behind the gate, where it is known where to: on the other stream packing would wait for the other
-        micro-batch's products to leave it a multiprocessor."""
+        """Packs right behind the gate, where it is known where to, or tells the host what it needs: on the other stream
+        packing would wait for the other micro-batch's products to leave it a multiprocessor."""
         T, route = work.batch.rows, work.room.route
         work.packed = False
-        if work.layer == self.model.layers or not T or (work.layer in self.exact and not spread):
+        if work.layer == self.model.layers or (work.layer in self.exact and not spread):
             return
+        if work.lane.by:
+            return relaying.tell(work)
         most = T * min(route.expert.shape[1], self.placements[0].ranks)
         out = work.lane.dispatch.ahead(most, self.model.hidden + self._width)
-        if out is not None and gate.lay(route, work.room.laid):
+        if out is not None and T and gate.lay(route, work.room.laid):
             with self._blocks.stage("pack", work, T):
                 self._pack(work, work.room.laid, out)
             work.packed = True
+
+    def _pack_at(self, work: Work, out: cupy.ndarray, layout: Layout) -> None:
+        if work.lane.by:
+            relaying.pack(work.room.normed[:work.batch.rows], work.send, out, layout)
+        else:
+            self._pack(work, work.room.out_base.send(layout.first), out)
 
     def _pack(self, work: Work, base: cupy.ndarray, out: cupy.ndarray) -> None:
         at = self._blocks.maps[work.layer]

@@ -12,7 +12,7 @@ from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange.interface import Flight
 from hpcmoe.exchange.lane import Lane
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import SAMPLED, Batch, Layout
+from hpcmoe.types import SAMPLED, Batch, Layout, SendPlan
 
 
 class Room:
@@ -57,6 +57,10 @@ class Work:
     shared: cupy.ndarray | None = None
     """`[T, H]` uint16: the shared expert's answer"""
     homecoming: Layout = field(init=False)
+    told: tuple[np.ndarray, np.ndarray] = field(init=False)
+    """in two hops: slots or experts `[T, K]` int32 and weights `[T, K]` float32 on the host,"""
+    send: SendPlan = field(init=False)
+    """and what follows from them"""
     packed: bool = False
     """the rows that leave are where they leave from"""
     leaving: int = 0

@@ -8,7 +8,6 @@ from pathlib import Path
 from hpcmoe import array
 from hpcmoe.config import Job
 from hpcmoe.engine import schedule
-from hpcmoe.errors import JobError
 from hpcmoe.exchange import tune, tune_hops
 from hpcmoe.exchange.grid import grid
 from hpcmoe.exchange.lane import Way
@@ -16,7 +15,7 @@ from hpcmoe.exchange.presum import Presum
 from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.files import probe
 from hpcmoe.files.probe import Probe
-from hpcmoe.launch import Agreed, World
+from hpcmoe.launch import World
 from hpcmoe.slots import Placements
 from hpcmoe.spec import ModelSpec
 
@@ -75,11 +74,6 @@ def _relayed(world: World, job: Job, model: ModelSpec, placements: Placements, w
     """`way` with two hops, where the job asks for them, or where they may pay and are then measured."""
     asked, nodes = job.exchange.mode == "twohop", len(set(world.nodes))
     if not model.moe or nodes == 1 or not (asked or (job.exchange.mode == "auto" and nodes < world.size)):
-        return way
-    if way.memory == "device":
-        if asked:
-            raise Agreed(JobError.code, "exchange.mode = twohop is for rows in the host's memory so far: set "
-                         "compute.device = cpu, or another mode", world.rank == 0)
         return way
     presum = Presum(array.DTYPES[job.compute.dtype], model.moe.round_weights) if job.exchange.presum else None
     by = Relayed(grid(world.nodes), model.moe.top_k, presum)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from models import VARIANTS, batch
 from mpi4py import MPI
-from rig import COURSES, GOLDENS, HOLDERS, Rig, golden
+from rig import COURSES, GOLDENS, HOLDERS, Course, Rig, golden
 
 from hpcmoe.array import narrow, widen
 from hpcmoe.convert.huggingface import HuggingFaceCheckpoint
 from hpcmoe.engine import segments
+from hpcmoe.exchange.lane import Way
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.kernels import rows
 
@@ -165,3 +166,30 @@ def test_whoever_holds_the_experts_bits_are_the_same(comm, everywhere, holders):
     finally:
         rows.compute_alone(False)
     everywhere([] if np.array_equal(plain, other) else [f"{np.mean(plain != other):.0%} of the logits differ"])
+
+
+@pytest.mark.parametrize("mode", ["alltoallv", "persistent"])
+@pytest.mark.parametrize("holders", HOLDERS)
+def test_two_hops_give_equal_bits(comm, everywhere, holders, mode):
+    """On two nodes of half the ranks each, as if there were; both micro-batches under way at once."""
+    source, rng = Drawn(even(VARIANTS["sigmoid groups"]), seed=3), np.random.default_rng(comm.rank)
+    prompts = [rng.integers(0, 97, 3 + (slot + comm.rank) % 7) for slot in range(4)]
+    first = [batch(*((slot, 0, prompts[slot]) for slot in part)) for part in ((0, 1), (2, 3))]
+    then = [batch(*((slot, len(prompts[slot]), [slot]) for slot in part)) for part in ((0, 1), (2, 3))]
+    bits = []
+    for hops in (False, True):
+        course = Course("overlapped", Way(mode), hops)
+        with Rig(comm, source, course=course, micro_batches=2, device=True, holders=holders) as rig:
+            outcomes = [outcome for step in (first, then, then, then) for outcome in rig.step(step)]
+        bits.append(b"".join(outcome.logits.tobytes() for outcome in outcomes))
+    everywhere([] if bits[0] == bits[1] else ["other bits"])
+
+
+def test_sums_in_the_nodes_are_near(comm, everywhere):
+    """`exchange.presum`: within the rounding of one more sum."""
+    source, rng = Drawn(even(VARIANTS["sigmoid groups"]), seed=3), np.random.default_rng(comm.rank)
+    steps = [[(slot, 0, rng.integers(0, 97, 3 + 5 * slot)) for slot in range(4)]]
+    plain, summed = (forward(comm, source, steps, device=True, course=Course("serial", Way(), True), presum=presum)
+                     for presum in (False, True))
+    far = np.sqrt(np.square(summed - plain).mean() / np.square(plain).mean())
+    everywhere([f"relative difference {far:.1e}"] * (not far < 0.03))
