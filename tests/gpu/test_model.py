@@ -186,10 +186,10 @@ def test_two_hops_give_equal_bits(comm, everywhere, holders, mode):
 
 
 def test_sums_in_the_nodes_are_near(comm, everywhere):
-    """`exchange.presum`: within the rounding of one more sum."""
+    """`exchange.presum`: within the rounding of one more sum, but for the few tokens that it sends to other experts."""
     source, rng = Drawn(even(VARIANTS["sigmoid groups"]), seed=3), np.random.default_rng(comm.rank)
     steps = [[(slot, 0, rng.integers(0, 97, 3 + 5 * slot)) for slot in range(4)]]
     plain, summed = (forward(comm, source, steps, device=True, course=Course("serial", Way(), True), presum=presum)
                      for presum in (False, True))
-    far = np.sqrt(np.square(summed - plain).mean() / np.square(plain).mean())
-    everywhere([f"relative difference {far:.1e}"] * (not far < 0.03))
+    far = np.median(np.sqrt(np.square(summed - plain).mean(axis=1) / np.square(plain).mean(axis=1)))
+    everywhere([f"relative difference {far:.1e}"] * (not far < 0.02))
