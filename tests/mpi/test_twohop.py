@@ -152,8 +152,9 @@ def beside(lane: Lane, number: int, presum: bool, placement: Placement, K: int, 
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")
-def test_lanes_beside_each_other_never_wait_for_each_other(comm, alarm, way):
-    """Three, of which one sums; ranks look at them in other orders."""
+def test_lanes_beside_each_other_never_wait_for_each_other(comm, alarm, monkeypatch, way):
+    """Three, of which one sums; ranks look at them in other orders. Staged pieces are many."""
+    monkeypatch.setattr(staged, "PIECE", 256)
     R, me = comm.size, comm.rank
 
     def play() -> list[str]:
