@@ -15,7 +15,7 @@ HOSTS = ("10.99.71.1", "10.99.71.2")
 """Names of the namespaces, and addresses in them."""
 LINK = "e0"
 """The network interface in each."""
-BURST = 160_000
+BURST = 160 << 10
 """Bytes that the link lets through at once, where it was idle."""
 LIMIT = 900
 """Seconds that mpiexec may take."""
