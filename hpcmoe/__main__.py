@@ -125,6 +125,39 @@ def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: b
     sys.exit(page.run(job, chosen, overwrite, trace))
 
 
+@cli.command(short_help="Plan who holds which experts, by an earlier run.")
+@click.argument("results", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The plan.h5 to write.")
+@click.option("--policy", type=click.Choice(["linear", "random", "load", "topology", "quick"]), default="topology",
+              show_default=True, help="What comes first, see above.")
+@click.option("--ranks", type=click.IntRange(1, 4096), help="Ranks of the job; without it as many as the run had.")
+@click.option("--slots", type=click.IntRange(1),
+              help="Experts that a rank may hold in a layer, replicas included; without it as few as will do.")
+@click.option("--topology", type=FILE, help="What hpcmoe bench topology wrote on these ranks.")
+@click.option("--ranks-per-node", type=click.IntRange(1),
+              help="Without a topology: how ranks lie on nodes. Without both as in the run.")
+@click.option("--exchange", type=click.Choice(["flat", "twohop", "auto"]), default="auto", show_default=True,
+              help="How the job's rows will travel; auto takes what is expected to be quicker.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of all that is drawn.")
+def plan(results: Path, output: Path, policy: str, ranks: int | None, slots: int | None, topology: Path | None,
+         ranks_per_node: int | None, exchange: str, seed: int) -> None:
+    """Plan which rank holds which experts in each layer, by where the tokens of an earlier run went, whose file is
+    RESULTS.
+
+    \b
+    linear    experts in order, as without a plan
+    random    in any order
+    load      as even as replicas and packing make the ranks' rows
+    topology  the slowest rank as quick as can be, links counted in; with exchange twohop the fewest rows
+              between nodes come first
+    quick     as topology, but the slowest rank always comes first
+
+    Spare room, by --slots or where ranks outnumber experts, is used for replicas where these relieve the fullest rank.
+    """
+    from hpcmoe.report import plan as page
+    page.make(results, output, page.Asked(policy, ranks, slots, topology, ranks_per_node, exchange, seed))
+
+
 @cli.command(short_help="Make one results file of a job array's.")
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, required=True, help="The results file to write.")
@@ -143,7 +176,7 @@ def pack(outputs: tuple[Path, ...], output: Path, overwrite: bool) -> None:
 @click.argument("file", type=FILE)
 @click.option("-n", "--limit", type=click.IntRange(0), default=20, show_default=True, help="Prompts to show at most.")
 def show(file: Path, limit: int) -> None:
-    """Show FILE (model, prompts or results) as a person wants to read it."""
+    """Show FILE (model, prompts, results or what else hpcmoe writes) as a person wants to read it."""
     from hpcmoe.report import show as page
     page.show(file, limit)
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 from hpcmoe import shard, tables
@@ -33,13 +34,31 @@ class Compute:
 
 @dataclass(frozen=True)
 class Exchange:
-    mode: str = key("auto", help="how rows travel: by exact counts, or by requests of fixed capacities; auto measures "
-                                 "both at the start, or goes by the probe", choices=("auto", *MODES))
+    mode: str = key("auto", help="how rows travel: by exact counts, by requests of fixed capacities, or in two hops, "
+                                 "to each node once and on from there; auto measures them at the start, or goes by the "
+                                 "probe", choices=("auto", *MODES, "twohop"))
+    presum: bool = key(False, help="sum a token's answers in each node before they go home, with mode = twohop: fewer "
+                                   "bytes between nodes, and other rounding")
     transport: str = key("auto", help="whether MPI takes rows from where they are computed, or by way of the host's "
                                       "memory; auto goes by the probe, and takes device without one",
                          choices=("auto", *TRANSPORTS))
     timeout: float = key(300.0, help="seconds that one exchange may take before the job says who is missing, and ends",
                          least=1)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    plan: str = key("", help="who holds what, as hpcmoe plan decided it for as many ranks; without a plan experts "
+                             "lie in order over the ranks")
+    ranks_per_node: int = key(0, help="so many neighbouring ranks are one node; 0 = those that share memory", least=0)
+
+
+@dataclass(frozen=True)
+class Balance:
+    mode: str = key("none", help="what spare ranks hold where there is no plan: nothing, or replicas of experts; a "
+                                 "plan has replicas of its own", choices=("none", "replicas"))
+    exact: bool = key(False, help="count each expert's rows on all ranks first, so that its replicas get equal parts "
+                                  "however few rows a rank has; costs one small exchange a layer")
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,8 @@ class Job:
     compute: Compute = key(Compute(), help="arithmetic")
     exchange: Exchange = key(Exchange(), help="communication")
     schedule: Schedule = key(Schedule(), help="micro-batches")
+    parallel: Parallel = key(Parallel(), help="who holds what, and where")
+    balance: Balance = key(Balance(), help="uneven routing")
     checkpoint: Checkpoint = key(Checkpoint(), help="commits")
     probe: str = key("", help="what hpcmoe probe wrote on these ranks, for whatever is auto")
     shard: str = key("", help="answer a part of the prompts: 3/8 is every 8th, from the fourth on, and goes to "
@@ -86,12 +107,13 @@ class Job:
 
     def identity(self) -> str:
         """What an answer depends on beside the model and the prompts themselves, as TOML text."""
-        same = replace(self, model="", prompts="", output="", probe="", shard="", exchange=Exchange(),
+        same = replace(self, model="", prompts="", output="", probe="", shard="",
+                       exchange=Exchange(presum=self.exchange.presum), parallel=Parallel(), balance=Balance(),
                        schedule=Schedule(), checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
         return same.toml()
 
 
-PATHS = ("model", "prompts", "output", "probe")
+PATHS = ("model", "prompts", "output", "probe", "parallel.plan")
 
 
 def device(path: Path, overrides: Iterable[str] = ()) -> str:
@@ -125,13 +147,20 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
         job = replace(job, shard=str(part), output=str(part.named(Path(job.output))))
     if (job.compute.device, job.compute.dtype) == ("gpu", "float32"):
         raise JobError(f"{path}: compute.dtype = float32 is computed on CPUs: set compute.device = cpu, or bfloat16")
+    if job.exchange.presum and job.exchange.mode != "twohop":
+        raise JobError(f"{path}: exchange.presum is for rows that travel by nodes: set exchange.mode = twohop too")
+    if job.exchange.presum and job.compute.reproducible:
+        raise JobError(f"{path}: with exchange.presum results depend on who shares a node, so they are not "
+                       "compute.reproducible: leave one of them out")
     return job
 
 
 def _absolute(table: dict, folder: Path) -> None:
-    for name in PATHS:
-        if isinstance(table.get(name), str) and table[name]:
-            table[name] = str((folder / os.path.expanduser(table[name])).absolute())
+    for path in PATHS:
+        *sections, name = path.split(".")
+        at = reduce(lambda inner, section: inner.get(section, {}) if isinstance(inner, dict) else {}, sections, table)
+        if isinstance(at, dict) and isinstance(at.get(name), str) and at[name]:
+            at[name] = str((folder / os.path.expanduser(at[name])).absolute())
 
 
 def _override(table: dict, text: str) -> None:

@@ -132,6 +132,13 @@ def forget_segments() -> None:
                 Path(line[line.index(SEGMENT):]).unlink(missing_ok=True)
 
 
+def with_nodes(world: World, ranks_per_node: int) -> World:
+    """`world` with so many neighbouring ranks as a node each; 0 leaves it as it was found."""
+    if not ranks_per_node:
+        return world
+    return replace(world, nodes=tuple(rank // ranks_per_node for rank in range(world.size)))
+
+
 def number(names: Sequence[Any]) -> tuple[int, ...]:
     """The same names as numbers: 0 for the first, 1 for the next one that differs, and so on."""
     order = list(dict.fromkeys(names))

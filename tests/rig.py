@@ -12,11 +12,15 @@ from hpcmoe import array, launch
 from hpcmoe.config import Generate
 from hpcmoe.engine import device as engine
 from hpcmoe.engine import layer, schedule
-from hpcmoe.engine.memory import Sizes, place
+from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.seats import place
+from hpcmoe.exchange.grid import grid
 from hpcmoe.exchange.lane import Way
+from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
-from hpcmoe.slots import held_by
+from hpcmoe.slots import Placement, Placements, held_by
+from hpcmoe.spec import ModelSpec
 from hpcmoe.types import MODES, TRANSPORTS, Batch, Outcome, Speeds
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -29,13 +33,36 @@ class Course(NamedTuple):
 
     schedule: str = "serial"
     way: Way = Way()
+    hops: bool = False
+    """whether rows go in two, between two nodes that share the ranks"""
 
     def __str__(self) -> str:
-        return f"{self.schedule} {self.way.mode} {self.way.transport}"
+        return f"{self.schedule} {self.way.mode} {self.way.transport}{' in two hops' * self.hops}"
 
 
 WAYS = [Way(mode, transport, SPEEDS) for mode, transport in itertools.product((*MODES, "auto"), TRANSPORTS)]
 COURSES = [Course(*both) for both in itertools.product(("serial", "overlapped"), WAYS)]
+
+
+HOLDERS = ("in order", "shuffled", "replicated", "replicated exactly")
+"""Who holds which expert; with replicas that get equal parts of each rank's rows, or exactly equal ones of all rows."""
+
+
+def hold(how: str, model: ModelSpec, ranks: int, seed: int = 0) -> Placements:
+    """One of `HOLDERS`: experts in order over the ranks, shuffled anew in each layer, or some of them with
+    replicas."""
+    if how == "in order":
+        return place(model, ranks)
+    rng = np.random.default_rng([seed, ranks])
+    E, more = model.experts, max(3, ranks - model.experts) if how.startswith("replicated") else 0
+    return [_shuffled(rng, E, ranks, more) for _ in range(model.layers)]
+
+
+def _shuffled(rng: np.random.Generator, E: int, R: int, more: int) -> Placement:
+    slots = max(E, R if more else 0)
+    held = set(zip((rng.permutation(slots)[:E] * R // slots).tolist(), range(E)))
+    held |= {(int(rng.integers(R)), int(rng.integers(E))) for _ in range(more)}
+    return Placement(R, *np.array(sorted(held), np.int32).T)
 
 
 class Rig:
@@ -43,16 +70,21 @@ class Rig:
 
     def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64,
                  course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None,
-                 device: bool = False) -> None:
-        """`device`: on a GPU, in bfloat16."""
-        kind, placements = array.DTYPES["bfloat16" if device else dtype], place(source.spec, comm.size)
+                 device: bool = False, holders: str = HOLDERS[0], seed: int = 0,
+                 top_k: int = 0) -> None:
+        """`device`: on a GPU, in bfloat16; holders and seed as in `hold`; `top_k`, where it is not the model's."""
+        kind = array.DTYPES["bfloat16" if device else dtype]
+        placements = hold(holders, source.spec, comm.size, seed)
         self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
-        way = replace(course.way, memory="device" if device else "host")
+        way = replace(course.way, memory="device" if device else "host", exact=holders == "replicated exactly")
+        nodes = tuple(rank * 2 // comm.size for rank in range(comm.size)) if course.hops else ()
+        if course.hops:
+            way = replace(way, by=Relayed(grid(nodes), top_k or source.spec.moe.top_k))
         held = engine.load(source, held_by(placements, comm.rank), kind, way.memory)
         self.segments = engine.open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placements,
                                              Sizes(slots, slots * length, length), Generate(), kind, way,
                                              micro_batches, overlapped=course.schedule == "overlapped",
-                                             keep_logits=True)
+                                             keep_logits=True, nodes=nodes)
 
     def forward(self, batch: Batch) -> Outcome:
         """One step; collective. Each rank brings its own batch, which may be empty."""

@@ -9,7 +9,8 @@ from hpcmoe import array
 from hpcmoe.config import Generate, Job
 from hpcmoe.engine import device, layer, schedule
 from hpcmoe.engine.batch import split
-from hpcmoe.engine.memory import Sizes, place
+from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.seats import place
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched

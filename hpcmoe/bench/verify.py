@@ -11,7 +11,8 @@ from hpcmoe.config import Job
 from hpcmoe.engine import device, inputs, layer, schedule
 from hpcmoe.engine.batch import Sequences
 from hpcmoe.engine.device import RankSegments
-from hpcmoe.engine.memory import Sizes, place
+from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.seats import place
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched

@@ -225,14 +225,20 @@ extern "C" __global__ void lay(const long long *counts, int *base, int R) {
     if (r < R) base[r] = r ? sums[from + r - 1] : 0;
 }
 
-// The slot of each of `count` (token, k)s: an expert's rows go to its replicas block by block, the first ones of which
-// take the odd rows. nth: among the expert's rows; counts [E]: rows of each expert; near [E, C], copies [E].
-extern "C" __global__ void spread(const int *expert, const int *nth, const long long *counts, const int *copies,
-                                  const int *near, int *slot, int count, int C) {
+// The slot of each of `count` (token, k)s: an expert's rows go to its replicas block by block, as shares [E, C] say, or
+// where those are null evenly, and the first ones take the odd rows. nth: among the expert's rows; counts [E]: rows of
+// each expert; near [E, C], copies [E].
+extern "C" __global__ void spread(const int *expert, const int *nth, const long long *counts, const int *shares,
+                                  const int *copies, const int *near, int *slot, int count, int C) {
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
-        int e = expert[i], at = nth[i], each = (int)(counts[e] / copies[e]), odd = (int)(counts[e] % copies[e]);
-        int longer = odd * (each + 1);
-        slot[i] = near[e * C + (at < longer ? at / (each + 1) : odd + (at - longer) / each)];
+        int e = expert[i], at = nth[i], which = 0;
+        if (shares) {
+            while (which < C - 1 && at >= shares[e * C + which]) at -= shares[e * C + which++];
+        } else {
+            int each = (int)(counts[e] / copies[e]), odd = (int)(counts[e] % copies[e]), longer = odd * (each + 1);
+            which = at < longer ? at / (each + 1) : odd + (at - longer) / each;
+        }
+        slot[i] = near[e * C + which];
     }
 }
 

@@ -113,10 +113,13 @@ def lay(route: Route, base: cupy.ndarray) -> bool:
     return threads <= MOST_LAID
 
 
-def spread(chosen: Route, replicas: Replicas, tokens: int, route: Route) -> None:
-    """The experts that the first `tokens` tokens chose, `order`ed as if each were a rank, become slots of `route`."""
+def spread(chosen: Route, replicas: Replicas, tokens: int, route: Route, shares: cupy.ndarray | None = None) -> None:
+    """The experts that the first `tokens` tokens chose, `order`ed as if each were a rank, become slots of `route`.
+
+    shares `[E, C]` int32 as in `exchange.replicas`; without them they are even.
+    """
     count, C = tokens * chosen.expert.shape[1], replicas.near.shape[1]
-    launch("gate.spread", -(-count // THREADS), chosen.expert, chosen.home, chosen.home_counts, replicas.copies,
+    launch("gate.spread", -(-count // THREADS), chosen.expert, chosen.home, chosen.home_counts, shares, replicas.copies,
            replicas.near, route.expert, count, C, threads=THREADS)
 
 

@@ -26,8 +26,9 @@ class Blocks:
     """A rank's layers but for their exchanges, on one stream, which is current in all calls."""
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, near: Sequence[Near],
-                 stream: cupy.cuda.Stream, timer: Timer) -> None:
-        """near `[L]`: of each layer's replicas."""
+                 exact: frozenset[int], stream: cupy.cuda.Stream, timer: Timer) -> None:
+        """near `[L]`: of each layer's replicas; exact as in `layer.Segments`."""
+        self._exact = exact
         self.model, self.weights, self._cache, self._timer = model, weights, cache, timer
         self._ranks = placements[0].ranks
         self.gemm, self._attending, self._graphs = Gemm(), Attending(model, cache, stream), Graphs(stream)
@@ -123,8 +124,18 @@ class Blocks:
                    work.room.sample[:, work.layer])
             if at.replicas:
                 order(chosen, at.replicas.itself, T, self._moe.experts)
+                if work.layer in self._exact:
+                    return
                 spread(chosen, at.replicas, T, route)
             order(route, at.rank, T, self._ranks)
+
+    def spread(self, work: Work, shares: np.ndarray) -> None:
+        """The rest of the gate's work, where replicas get such shares `[E, C]` of the rank's rows."""
+        at, T, room = self.maps[work.layer], work.batch.rows, work.room
+        assert at is not None and at.replicas is not None and room.chosen is not None
+        with self.stage("gate", work, T):
+            spread(room.chosen, at.replicas, T, room.route, room.shares.send(shares.ravel()))
+            order(room.route, at.rank, T, self._ranks)
 
     def shared(self, weights: Shared, normed: cupy.ndarray) -> cupy.ndarray:
         """The shared expert's answer to tokens `[T, H]`."""

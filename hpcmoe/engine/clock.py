@@ -42,16 +42,19 @@ class Clock:
         self._seconds[name] += end - begin
         self.trace.add("compute", name, begin, end, layer, micro_batch, rows)
 
-    def depart(self, flight: Flight, kind: str, layer: int, micro_batch: int, rows: int, sent: np.ndarray) -> Trip:
-        """An exchange begins now: `rows` rows leave; sent `[len(CLASSES)]` int64 bytes. See `Trip`."""
+    def depart(self, flight: Flight, kind: str, layer: int, micro_batch: int, rows: int,
+               sent: Callable[[], np.ndarray]) -> Trip:
+        """An exchange begins now: `rows` rows leave; `sent` tells their bytes at the end, `[len(CLASSES)]` int64. See
+        `Trip`."""
         span = self.trace.start(kind)
 
         def landed(trip: Trip) -> None:
             assert trip.end is not None
             self._travel(trip.end)
             self._under_way.remove(trip)
-            self._traffic.bytes[layer] += sent
-            self.trace.finish(span, "exchange", kind, trip.begin, trip.end, layer, micro_batch, rows, sent)
+            count = sent()
+            self._traffic.bytes[layer] += count
+            self.trace.finish(span, "exchange", kind, trip.begin, trip.end, layer, micro_batch, rows, count)
         trip = Trip(flight, kind, layer, micro_batch, landed)
         self._travel(trip.begin)
         self._under_way.append(trip)

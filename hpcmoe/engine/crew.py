@@ -32,7 +32,7 @@ from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, shrink, together
 from hpcmoe.notice import DEATH, Notice
 from hpcmoe.placement.plan import inherit
-from hpcmoe.slots import Placements, held_by, most
+from hpcmoe.slots import held_by, most
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,19 @@ class Loss:
 class Crew:
     """One rank's part in it. What belongs to the ranks' number is opened again for those that survive others."""
 
-    def __init__(self, world: World, job: Job, plan: Plan, waiting: np.ndarray, placements: Placements, sizes: Sizes,
+    def __init__(self, world: World, job: Job, plan: Plan, waiting: np.ndarray, sizes: Sizes,
                  memory: Memory, origin: Provenance, trace: Untraced, locked: ExitStack) -> None:
         """`waiting` are rows of the prompts; `locked` holds the lock, on rank 0. Collective. Raises `Agreed`."""
         self.world, self._job, self._plan, self._waiting, self._locked = world, job, plan, waiting, locked
-        self._sizes, self._memory, self._trace, self._placements = sizes, memory, trace, placements
+        self._sizes, self._memory, self._trace, self._placements = sizes, memory, trace, plan.placements
         self.held = plan.held
         self._model, spec, self._dtype = plan.inputs.model, plan.inputs.model.spec, array.DTYPES[job.compute.dtype]
         load = planned(memory)(device.load)  # all ranks come to its end, so what is wrong is told once
-        self._held = together(world, lambda: load(self._model, held_by(placements, world.rank),
+        self._held = together(world, lambda: load(self._model, held_by(plan.placements, world.rank),
                                                   self._dtype, world.memory))
         compute_alone(job.compute.reproducible)
-        self._way, self._turns = choose_way(world, job, spec, plan.probe), choose_turns(job, plan.probe)
+        self._way = choose_way(world, job, spec, plan.placements, plan.probe)
+        self._turns = choose_turns(job, plan.probe)
         self._watch = self._new_watch()
         self._sequences = Sequences(spec, job, sizes.sequences, sizes.tokens)
         self._tally, self._names = Tally(len(waiting)), list(range(world.size))

@@ -100,7 +100,10 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
             ahead[taker] += len(task.tokens)
             if taker == rank:
                 sequences.admit(*task)
-        batches = split(sequences.batch(), turns.parts(min(int(ahead.max()), sequences.max_tokens)))
+        largest = min(int(ahead.max()), sequences.max_tokens)
+        parts = turns.parts(largest)
+        segments.go(-(-largest // parts))
+        batches = split(sequences.batch(), parts)
         outcomes = turns.schedule([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock,
                               segments.watch.idle, segments.watch.attend)
         answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]

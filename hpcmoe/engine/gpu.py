@@ -19,14 +19,15 @@ from hpcmoe.device.scratch import LOGITS
 from hpcmoe.device.swiglu import swiglu
 from hpcmoe.engine.blocks import Blocks
 from hpcmoe.engine.clock import Clock
+from hpcmoe.engine.lanes import Lanes, sent_by
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.room import Counts, Room, Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.exchange.interface import Flight, Rows
-from hpcmoe.exchange.lane import Lane, Way, open_lanes
-from hpcmoe.exchange.replicas import near
+from hpcmoe.exchange.lane import Way
+from hpcmoe.exchange.replicas import exact, near
 from hpcmoe.exchange.route import plan_receive, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels.choice import uniform
@@ -40,11 +41,11 @@ class GpuSegments:
     """A rank's model, cache and exchanges. A `layer.Segments`; all of it runs on the main thread."""
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, rank: int,
-                 lanes: Sequence[Lane], rooms: Sequence[Room], watch: Watch | Unwatched, rules: Generate,
+                 lanes: Lanes, rooms: Sequence[Room], watch: Watch | Unwatched, rules: Generate,
                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
-        """One lane and one room for each micro-batch of a step; else as `segments.CpuSegments`."""
+        """`lanes`, and one room for each, of the micro-batches of a step; else as `segments.CpuSegments`."""
         self.model, self.weights, self.cache, self.placements, self.rank = model, weights, cache, placements, rank
-        self.lanes, self.rooms, self.watch, self.rules, self.keep_logits = lanes, rooms, watch, rules, keep_logits
+        self._lanes, self.rooms, self.watch, self.rules, self.keep_logits = lanes, rooms, watch, rules, keep_logits
         self._compute = cupy.cuda.Stream(non_blocking=True)
         self._timer = Timer(self._compute)
         self.clock = Clock(model.layers, self._timer.busy, trace)
@@ -52,7 +53,8 @@ class GpuSegments:
         self._travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
         nodes = nodes or (0,) * placements[0].ranks
         seen = [near(placement, nodes, rank) for placement in placements]
-        self._blocks = Blocks(model, weights, cache, placements, seen, self._compute, self._timer)
+        self._nodes, self._near, self.exact = nodes, seen, lanes.tallied(placements)
+        self._blocks = Blocks(model, weights, cache, placements, seen, self.exact, self._compute, self._timer)
         self._grouped, self._packing = Grouped(self._blocks.gemm, self._compute), Timer(self._travel)
         self._packing.tell = self.clock.add
         self._classes = classes(nodes, rank)
@@ -61,13 +63,35 @@ class GpuSegments:
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
-        return Work(batch, number, self.lanes[number], self.rooms[number])
+        return Work(batch, number, self._lanes[number], self.rooms[number])
+
+    def go(self, rows: int) -> None:
+        """See `layer.Segments`."""
+        self._lanes.go(rows)
 
     def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
         with self._compute:
             self._blocks.enter(work)
             self._pack_ahead(work)
+        return Event(self._compute)
+
+    def tally(self, work: Work) -> Flight:
+        """See `layer.Segments`."""
+        tallies, chosen = work.lane.tallies, work.room.chosen
+        assert tallies and chosen
+        self.watch.mark("balance", work.layer, work.number)
+        tallies.start(chosen.home_counts)
+        return tallies
+
+    def spread(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        tallies, placement, to = work.lane.tallies, self.placements[work.layer], self._near[work.layer]
+        assert tallies
+        shares = exact(tallies.all, placement, self._nodes, self.rank, to)
+        with self._compute:
+            self._blocks.spread(work, shares)
+            self._pack_ahead(work, spread=True)
         return Event(self._compute)
 
     def count(self, work: Work) -> Flight:
@@ -166,18 +190,18 @@ class GpuSegments:
 
     def free(self) -> None:
         """Collective."""
-        for lane in self.lanes:
-            lane.free()
+        self._lanes.free()
 
     def _depart(self, travelling: Rows, kind: str, work: Work) -> Trip:
-        return self.clock.depart(travelling, kind, work.layer, work.number, work.leaving, work.sent)
+        return self.clock.depart(travelling, kind, work.layer, work.number, work.leaving,
+                                 sent_by(travelling, work.sent))
 
-    def _pack_ahead(self, work: Work) -> None:
+    def _pack_ahead(self, work: Work, spread: bool = False) -> None:
         """Packs right behind the gate, where it is known where to: on the other stream packing would wait for the other
         micro-batch's products to leave it a multiprocessor."""
         T, route = work.batch.rows, work.room.route
         work.packed = False
-        if work.layer == self.model.layers or not T:
+        if work.layer == self.model.layers or not T or (work.layer in self.exact and not spread):
             return
         most = T * min(route.expert.shape[1], self.placements[0].ranks)
         out = work.lane.dispatch.ahead(most, self.model.hidden + self._width)
@@ -252,7 +276,7 @@ def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights,
     """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
     check_model(model)
     cache = cache or KvCache(model, sizes.sequences, sizes.length)
-    lanes = open_lanes(comm, watch.idle, way, micro_batches)
+    lanes = Lanes(comm, watch.idle, way, micro_batches, model.experts)
     replicated = any(placement.replicated for placement in placements)
     rooms = [Room(model, sizes.tokens, comm.size, replicated) for _ in range(micro_batches)]
     return GpuSegments(model, held, cache, placements, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes, trace)

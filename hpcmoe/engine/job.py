@@ -17,7 +17,7 @@ from hpcmoe.engine.crew import Crew
 from hpcmoe.engine.fit import plan_rank, planned
 from hpcmoe.engine.generate import Stop
 from hpcmoe.engine.inputs import Inputs
-from hpcmoe.engine.memory import place, room
+from hpcmoe.engine.memory import room
 from hpcmoe.engine.start import Plan
 from hpcmoe.engine.trace import Untraced, open_trace
 from hpcmoe.engine.versions import versions
@@ -57,9 +57,8 @@ def run(world: World, job: Job, overwrite: bool, traced: bool = False,
 def _run(world: World, job: Job, plan: Plan, traced: bool, notice: Notice, locked: ExitStack) -> tuple[End, World]:
     if world.rank == 0:
         _limit(notice, job)
-    placements = place(plan.inputs.model.spec, world.size)
     origin = Provenance(job.toml(), plan.inputs.identity(job), versions(world.library), world.size, world.hosts,
-                        most(placements))
+                        most(plan.placements))
     waiting = np.setdiff1d(plan.inputs.rows, plan.left.done)
     recorded = open_trace(world.size) if traced else Untraced()
     on_root(world, lambda: begun.settle(Path(job.output), plan.left.attempt, plan.left.begun, origin))
@@ -101,10 +100,9 @@ def _answer(world: World, job: Job, plan: Plan, waiting: np.ndarray, origin: Pro
             notice: Notice, locked: ExitStack) -> tuple[World, Stop | None, Held]:
     """Who is left, why they stopped, and who has the lock."""
     model, lengths = plan.inputs.model.spec, plan.inputs.prompts.lengths[waiting]
-    placements = place(model, world.size)
-    sizes, memory = plan_rank(world, model, job, lengths, room(job, placements), gpu.free_memory)
+    sizes, memory = plan_rank(world, model, job, lengths, room(job, plan.placements), gpu.free_memory)
     with planned(memory):
-        crew = Crew(world, job, plan, waiting, placements, sizes, memory, origin, recorded, locked)
+        crew = Crew(world, job, plan, waiting, sizes, memory, origin, recorded, locked)
         stop = crew.answer(notice)
         return crew.world, stop, crew.held
 

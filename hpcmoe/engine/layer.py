@@ -17,12 +17,23 @@ class Segments(Protocol):
     """The pieces of a step between two waits. Those that compute return when their work is begun."""
 
     moe_layers: Sequence[int]
+    exact: frozenset[int]
+    """those of them where all ranks' rows are tallied before they are spread over replicas"""
+
+    def go(self, rows: int) -> None:
+        """Micro-batches that begin from now on have so many tokens at most on any rank: rows may travel by that."""
 
     def begin(self, batch: Batch, number: int) -> Any:
         """The handle of a micro-batch, the `number`-th of its step."""
 
     def enter(self, work: Any) -> Flight:
-        """Embedding, and all up to the first gate; its rows are made ready to leave."""
+        """Embedding, and all up to the first gate; its rows are made ready to leave, but where `exact`."""
+
+    def tally(self, work: Any) -> Flight:
+        """The ranks tell each other how many rows they have for each expert, where `exact`. Collective."""
+
+    def spread(self, work: Any) -> Flight:
+        """Behind `tally`: rows are made ready to leave for the replicas."""
 
     def count(self, work: Any) -> Flight:
         """The ranks tell each other how many rows are to come. Collective."""
@@ -46,12 +57,15 @@ class Segments(Protocol):
         """What it all came to."""
 
 
-def step(segments: Segments, batch: Batch, number: int = 0) -> Step:
+def step(segments: Segments, batch: Batch, micro_batch: int = 0) -> Step:
     """One micro-batch through the whole model. Each yielded flight is to be waited for before the step goes on."""
-    work = segments.begin(batch, number)
+    work = segments.begin(batch, micro_batch)
     computed = segments.enter(work)
-    for _ in segments.moe_layers:
+    for layer in segments.moe_layers:
         yield computed
+        if layer in segments.exact:
+            yield segments.tally(work)
+            yield segments.spread(work)
         yield segments.count(work)
         yield segments.dispatch(work)
         computed = segments.expert(work)

@@ -11,7 +11,7 @@ from hpcmoe.errors import size
 from hpcmoe.exchange.interface import MOST, PIECE
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
-from hpcmoe.placement.plan import linear, with_spare
+from hpcmoe.placement.plan import with_spare
 from hpcmoe.slots import Placements, fullest, held_by, most
 from hpcmoe.spec import ModelSpec, Moe
 
@@ -79,7 +79,7 @@ def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes
     value = array.DTYPES[job.compute.dtype].itemsize
     exchange = requests = 0
     if model.moe:
-        exchange = 4 * sizes.tokens * model.moe.top_k * model.hidden * value
+        exchange = ways(job) * 4 * sizes.tokens * model.moe.top_k * model.hidden * value
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, value)
         requests = pieces if _may_stage(job) else rungs
     return Memory(taken, cache.size(model, sizes.sequences, sizes.length, value), exchange, requests)
@@ -94,6 +94,11 @@ def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes,
     return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), parts * footprint.exchange(step),
                   0 if job.exchange.transport == "staged" else rungs, footprint.workspace(step, parts),
                   pieces if _may_stage(job) else 0)
+
+
+def ways(job: Job) -> int:
+    """Exchanges that each way of a micro-batch has: a flat one, two hops, or both."""
+    return {"twohop": 2, "auto": 3 if job.parallel.ranks_per_node else 1}.get(job.exchange.mode, 1)
 
 
 def micro_batches(job: Job) -> int:
@@ -122,11 +127,6 @@ def _requests(model: ModelSpec, moe: Moe, job: Job, placements: Placements, toke
         rungs += ladder * min(largest, MOST)
         pieces += 2 * (2 + ladder) * min(largest, max(2 * PIECE, ranks * row))
     return rungs * micro_batches(job), pieces * micro_batches(job)
-
-
-def place(model: ModelSpec, ranks: int) -> Placements:
-    """Which rank holds which expert."""
-    return [linear(model.experts, ranks)] * model.layers
 
 
 def room(job: Job, placements: Placements) -> Placements:

@@ -26,6 +26,7 @@ class Room:
         self.chosen = replace(make_route(tokens, K, model.experts), weight=self.route.weight) if replicated else None
         self.load = cupy.zeros((model.layers, max(model.experts, 1)), np.uint64)
         self.sample = cupy.full((SAMPLED, model.layers, model.moe.top_k if model.moe else 0), -1, np.int16)
+        self.shares = Mirror(np.int32)
         self.zero = cupy.zeros(ranks, np.int32)
         self.laid = cupy.zeros(ranks, np.int32)
         self.out_base, self.home_base = (Mirror(np.int32, ranks) for _ in range(2))

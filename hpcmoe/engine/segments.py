@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
+from hpcmoe.engine.lanes import Lanes, sent_by
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
+from hpcmoe.engine.work import Work
 from hpcmoe.exchange.interface import Flight, Rows
-from hpcmoe.exchange.lane import Lane, Way, open_lanes
-from hpcmoe.exchange.replicas import choose, near
+from hpcmoe.exchange.lane import Way
+from hpcmoe.exchange.replicas import even, exact, near, spread
 from hpcmoe.exchange.route import plan_receive, plan_send, trailer_width
+from hpcmoe.exchange.route_far import plan_send_far
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.kernels import choice, combine, norm, pack, rope
 from hpcmoe.model.attention import attention
@@ -25,9 +27,9 @@ from hpcmoe.model.expert import experts, feed_forward, shared
 from hpcmoe.model.gate import gate
 from hpcmoe.model.head import head
 from hpcmoe.model.weights import Shared, Weights
-from hpcmoe.slots import Placements, most
+from hpcmoe.slots import Placement, Placements, most
 from hpcmoe.spec import ModelSpec
-from hpcmoe.types import Batch, Layout, Outcome, Route, SendPlan, dense, sampled
+from hpcmoe.types import Batch, Layout, Outcome, SendPlan, dense, sampled
 
 LOGITS = 1 << 23
 """Logits that are held at once."""
@@ -48,40 +50,6 @@ def chooser(rules: Generate) -> Choose:
     return choose
 
 
-@dataclass
-class Work:
-    """The handle of a micro-batch: what its next segment needs."""
-
-    batch: Batch
-    number: int
-    """of the micro-batch in its step"""
-    lane: Lane
-    load: np.ndarray
-    """`[L, E]` int64: rows sent to each expert so far"""
-    sample: np.ndarray
-    """`[s, L, K]` int16: the experts of some tokens"""
-    layer: int = 0
-    angles: tuple[np.ndarray, np.ndarray] = field(init=False)
-    x: np.ndarray = field(init=False)
-    """`[T, H]`: the residual stream"""
-    normed: np.ndarray = field(init=False)
-    """`[T, H]`: what the gate saw"""
-    shared: np.ndarray | None = None
-    """`[T, H]`: the shared expert's answer"""
-    shared_ready: Event = field(default_factory=Event)
-    route: Route = field(init=False)
-    send: SendPlan = field(init=False)
-    leaving: int = 0
-    """rows that are ready to leave"""
-    sent: np.ndarray = field(init=False)
-    """`[len(CLASSES)]` int64: their bytes"""
-    homecoming: Layout = field(init=False)
-    """of the answers to come, without gaps"""
-    trip: Trip = field(init=False)
-    """of the rows that leave for the experts"""
-    outcome: Outcome = field(init=False)
-
-
 class CpuSegments:
     """A rank's model, cache and exchanges. A `layer.Segments`.
 
@@ -89,17 +57,18 @@ class CpuSegments:
     """
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, rank: int,
-                 lanes: Sequence[Lane], stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
+                 lanes: Lanes, stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
-        """One lane for each micro-batch of a step; `keep_logits` puts them into each outcome.
+        """`lanes` of the micro-batches of a step; `keep_logits` puts them into each outcome.
 
         `nodes` `[R]` as in `launch.World`; without them all ranks are on one.
         """
         self.model, self.weights, self.cache, self.placements, self.rank = model, weights, cache, placements, rank
-        self.lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
+        self._lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
         self.watch, self.clock = watch, Clock(model.layers, stream.busy, trace)
         nodes = nodes or (0,) * placements[0].ranks
         self._classes, self._near = classes(nodes, rank), [near(placement, nodes, rank) for placement in placements]
+        self._nodes, self.exact = nodes, lanes.tallied(placements)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = model.moe_layers
         self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
@@ -107,13 +76,27 @@ class CpuSegments:
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
-        L, K = self.model.layers, self.model.moe.top_k if self.model.moe else 0
-        return Work(batch, number, self.lanes[number], np.zeros((L, self.model.experts), np.int64),
-                    np.full((len(sampled(batch.rows)), L, K), -1, np.int16))
+        return Work(batch, number, self._lanes[number], np.zeros((self.model.layers, self.model.experts), np.int64))
+
+    def go(self, rows: int) -> None:
+        """See `layer.Segments`."""
+        self._lanes.go(rows)
 
     def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
         return self.stream.run(self._enter, work)
+
+    def tally(self, work: Work) -> Flight:
+        """See `layer.Segments`."""
+        tallies = work.lane.tallies
+        assert tallies
+        self.watch.mark("balance", work.layer, work.number)
+        tallies.start(work.load[work.layer])
+        return tallies
+
+    def spread(self, work: Work) -> Event:
+        """See `layer.Segments`."""
+        return self.stream.run(self._pack, work)
 
     def count(self, work: Work) -> Flight:
         """See `layer.Segments`."""
@@ -121,7 +104,7 @@ class CpuSegments:
         self.watch.by("counts")
         work.trip = self._depart(work.lane.dispatch, "dispatch", work)
         with self.clock.starting(work.trip):
-            work.lane.headers.start(work.send.counts, work.send.home_counts)
+            work.lane.headers.start(work.send.counts, work.send.home_counts, work.send.behind)
         return work.lane.headers
 
     def dispatch(self, work: Work) -> Flight:
@@ -169,11 +152,10 @@ class CpuSegments:
     def free(self) -> None:
         """Collective."""
         self.close()
-        for lane in self.lanes:
-            lane.free()
+        self._lanes.free()
 
     def _depart(self, rows: Rows, kind: str, work: Work) -> Trip:
-        return self.clock.depart(rows, kind, work.layer, work.number, work.leaving, work.sent)
+        return self.clock.depart(rows, kind, work.layer, work.number, work.leaving, sent_by(rows, work.sent))
 
     def _stage(self, name: str, work: Work, rows: int) -> AbstractContextManager[None]:
         return self.clock.stage(name, work.layer, work.number, rows)
@@ -208,16 +190,30 @@ class CpuSegments:
         with self._stage("gate", work, work.batch.rows):
             work.route = gate(moe, weights.gate, work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
-            work.sample[:, work.layer] = work.route.expert[sampled(work.batch.rows)]
+            work.sample.append(work.route.expert[sampled(work.batch.rows)].astype(np.int16))
+        if work.layer not in self.exact:
+            self._pack(work)
+
+    def _pack(self, work: Work) -> None:
         with self._stage("pack", work, work.batch.rows):
-            units = self._units + self._width
             placement, to = self.placements[work.layer], self._near[work.layer]
-            slot = choose(work.route.expert, work.load[work.layer], placement, to)
-            work.send = plan_send(slot, placement, self._width)
+            if work.lane.tallies and work.layer in self.exact:
+                shares = exact(work.lane.tallies.all, placement, self._nodes, self.rank, to)
+            else:
+                shares = even(work.load[work.layer], placement)
+            slot = spread(work.route.expert, to, shares)
+            work.send = self._plan(work, slot, placement)
+            units = self._units + work.send.trailer.shape[1]
             rows, layout = work.lane.dispatch.room(work.send.counts, units)
             pack.pack(work.normed, work.send.token, work.send.trailer, rows, layout.place)
             work.leaving, work.sent = layout.rows, self._bytes(work.send.counts, units)
             work.homecoming = dense(work.send.home_counts, self.rank)
+
+    def _plan(self, work: Work, slot: np.ndarray, placement: Placement) -> SendPlan:
+        by = work.lane.by
+        if not by:
+            return plan_send(slot, placement, self._width)
+        return plan_send_far(slot, work.route.weight if by.presum else None, placement, by.grid, self.rank)
 
     def _shared(self, work: Work, weights: Shared) -> None:
         with self._stage("expert", work, work.batch.rows):
@@ -240,8 +236,11 @@ class CpuSegments:
         assert self.model.moe is not None
         with self._stage("combine", work, work.batch.rows):
             answers = pack.unpack(arrived, self.model.hidden, self.dtype)
-            home = work.send.home if landing.place is None else landing.place[work.send.home]
-            y = combine.combine(answers, home, work.route.weight, self.model.moe.round_weights)
+            home, by = landing.at(work.send.home), work.lane.by
+            if by and by.presum:  # by weight already
+                y = combine.combine(answers, home, np.ones(home.shape, np.float32))
+            else:
+                y = combine.combine(answers, home, work.route.weight, self.model.moe.round_weights)
             work.x = work.x + (y if work.shared is None else y + work.shared)
             work.shared = None
         work.layer += 1
@@ -251,7 +250,15 @@ class CpuSegments:
         with self.clock.stage("head", -1, work.number, len(work.batch.wanted)):
             blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
         token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
-        work.outcome = Outcome(token, logprob, work.load, work.sample, logits if self.keep_logits else None)
+        work.outcome = Outcome(token, logprob, work.load, self._sample(work), logits if self.keep_logits else None)
+
+    def _sample(self, work: Work) -> np.ndarray:
+        """As in `Outcome`."""
+        K = work.sample[0].shape[1] if work.sample else 0
+        sample = np.full((len(sampled(work.batch.rows)), self.model.layers, K), -1, np.int16)
+        for layer, chosen in zip(self.moe_layers, work.sample):
+            sample[:, layer] = chosen
+        return sample
 
     def _blocks(self, rows: int) -> list[slice]:
         """Rows by so many that their logits stay small; scoring asks for those of every token."""
@@ -270,7 +277,7 @@ def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights,
                 nodes: Sequence[int], trace: Untraced | None, cache: KvCache | None) -> CpuSegments:
     """See `device.open_segments`. Collective over `comm`."""
     cache = cache or KvCache(model, sizes.sequences, sizes.length, dtype)
-    lanes = open_lanes(comm, watch.idle, way, micro_batches)
+    lanes = Lanes(comm, watch.idle, way, micro_batches, model.experts)
     stream: Stream = Worker() if overlapped else AtOnce()
     return CpuSegments(model, held, cache, placements, comm.rank, lanes, stream, watch, chooser(rules), dtype,
                        keep_logits, nodes, trace)

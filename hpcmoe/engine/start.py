@@ -10,6 +10,7 @@ from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
 from hpcmoe.engine.inputs import Inputs
 from hpcmoe.engine.output import Left
+from hpcmoe.engine.seats import place
 from hpcmoe.engine.versions import compare
 from hpcmoe.engine.ways import read_probe
 from hpcmoe.files import lock, vet
@@ -17,6 +18,7 @@ from hpcmoe.files.lock import Held
 from hpcmoe.files.probe import Probe
 from hpcmoe.files.trace import beside
 from hpcmoe.launch import World
+from hpcmoe.slots import Placements
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Plan:
     inputs: Inputs
     left: Left
     probe: Probe | None
+    placements: Placements
     held: Held
 
 
@@ -37,6 +40,7 @@ def plan(world: World, job: Job, overwrite: bool, traced: bool, locked: ExitStac
     if job.checkpoint.on_failure == "shrink":
         ulfm.check(world.library, world.memory, job.exchange.transport)
     found = inputs.read(job)
+    placements = place(found.model.spec, world.size, job)
     held = locked.enter_context(lock.taken(output.check_place(job)))
     if traced:
         paths.check_output(beside(Path(job.output)), Path(job.model), Path(job.prompts))
@@ -48,4 +52,4 @@ def plan(world: World, job: Job, overwrite: bool, traced: bool, locked: ExitStac
         print(f"hpcmoe: warning: {line}", file=sys.stderr, flush=True)
     probe = read_probe(job, found.model.spec, world.size, world.library)
     vet.end()  # from here on what was looked through is read
-    return Plan(found, left, probe, held)
+    return Plan(found, left, probe, placements, held)

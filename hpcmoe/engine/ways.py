@@ -8,12 +8,20 @@ from pathlib import Path
 from hpcmoe import array
 from hpcmoe.config import Job
 from hpcmoe.engine import schedule
-from hpcmoe.exchange import tune
+from hpcmoe.errors import JobError
+from hpcmoe.exchange import tune, tune_hops
+from hpcmoe.exchange.grid import grid
 from hpcmoe.exchange.lane import Way
+from hpcmoe.exchange.presum import Presum
+from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.files import probe
 from hpcmoe.files.probe import Probe
-from hpcmoe.launch import World
+from hpcmoe.launch import Agreed, World
+from hpcmoe.slots import Placements
 from hpcmoe.spec import ModelSpec
+
+MOST_TOKENS = 256
+"""Tokens of a rank with which two hops are measured, at most."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,37 @@ def read_probe(job: Job, model: ModelSpec, ranks: int, library: str) -> Probe | 
     return None
 
 
-def choose_way(world: World, job: Job, model: ModelSpec, found: Probe | None) -> Way:
+def choose_way(world: World, job: Job, model: ModelSpec, placements: Placements, found: Probe | None) -> Way:
     """How rows travel. Measures both modes where `auto` has no probe to go by. Collective."""
+    exact = job.balance.exact and any(placement.replicated for placement in placements)
+    return _relayed(world, job, model, placements, replace(_choose_rows(world, job, model, found), exact=exact))
+
+
+def _relayed(world: World, job: Job, model: ModelSpec, placements: Placements, way: Way) -> Way:
+    """`way` with two hops, where the job asks for them, or where they may pay and are then measured."""
+    asked, nodes = job.exchange.mode == "twohop", len(set(world.nodes))
+    if not model.moe or nodes == 1 or not (asked or (job.exchange.mode == "auto" and nodes < world.size)):
+        return way
+    if way.memory == "device":
+        if asked:
+            raise Agreed(JobError.code, "exchange.mode = twohop is for rows in the host's memory so far: set "
+                         "compute.device = cpu, or another mode", world.rank == 0)
+        return way
+    presum = Presum(array.DTYPES[job.compute.dtype], model.moe.round_weights) if job.exchange.presum else None
+    by = Relayed(grid(world.nodes), model.moe.top_k, presum)
+    if asked or model.moe.top_k == 1:
+        return replace(way, by=by) if asked else way
+    hops = tune_hops.measure(world.comm, world.idle, units(model, job), way, by, placements[min(model.moe_layers)],
+                             MOST_TOKENS)
+    return replace(way, by=by, hops=hops)
+
+
+def _choose_rows(world: World, job: Job, model: ModelSpec, found: Probe | None) -> Way:
     mode, transport, memory = job.exchange.mode, job.exchange.transport, world.memory
     if transport == "auto":
         transport = found.best(mode) if found else "device"
+    if mode == "twohop":
+        mode = "auto"  # between nodes
     if mode != "auto":
         return Way(mode, transport, memory=memory)
     if world.size == 1 or not model.moe or (found and not found.works(transport, "persistent")):

@@ -39,6 +39,8 @@ def spread(expert: np.ndarray, to: Near, shares: np.ndarray) -> np.ndarray:
 
     expert `[T, K]` int32.
     """
+    if to.slot.shape[1] == 1:
+        return to.slot[expert, 0]
     flat = expert.ravel()
     order = np.argsort(flat, kind="stable")
     e, counts = flat[order], np.bincount(flat, minlength=len(shares))
@@ -46,11 +48,6 @@ def spread(expert: np.ndarray, to: Near, shares: np.ndarray) -> np.ndarray:
     slot = np.empty(len(e), np.int32)
     slot[order] = to.slot[e, (nth[:, None] >= np.cumsum(shares, axis=1)[e]).sum(axis=1)]
     return slot.reshape(expert.shape)
-
-
-def choose(expert: np.ndarray, counts: np.ndarray, placement: Placement, to: Near) -> np.ndarray:
-    """`[T, K]` int32: the slot that each (token, k) goes to, as `even` shares them out; counts `[E]` int64."""
-    return spread(expert, to, even(counts, placement)) if placement.replicated else placement.slot[expert]
 
 
 def even(counts: np.ndarray, placement: Placement) -> np.ndarray:

@@ -68,6 +68,14 @@ def make_even(comm, out: np.ndarray, into: np.ndarray) -> Request:
         return Again(lambda: comm.Ialltoall(out, into))
 
 
+def make_gather(comm, mine: np.ndarray, all_: np.ndarray) -> Request:
+    """Moves `mine` `[n]` to all ranks, theirs to all_ `[R, n]`. Collective."""
+    try:
+        return comm.Allgather_init(mine, all_)
+    except NotImplementedError:
+        return Again(lambda: comm.Iallgather(mine, all_))
+
+
 def make_request(comm, out: np.ndarray, into: np.ndarray, layout: Layout, kind: MPI.Datatype) -> Request:
     """Moves the blocks of `layout` from `out` to `into`, `[extent, units]` each; `kind` is a row. Collective."""
     try:

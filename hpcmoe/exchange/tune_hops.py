@@ -7,9 +7,10 @@ import numpy as np
 from hpcmoe import array
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.lane import Lane, Way, open_lanes
+from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.exchange.route import plan_receive, plan_send, trailer_width
 from hpcmoe.exchange.route_far import plan_send_far
-from hpcmoe.exchange.twohop import Relayed, open_twohop
+from hpcmoe.exchange.twohop import open_twohop
 from hpcmoe.launch import Idle
 from hpcmoe.slots import Placement
 from hpcmoe.types import Hops, SendPlan, dense

@@ -13,34 +13,21 @@ import numpy as np
 
 from hpcmoe import array
 from hpcmoe.exchange.copies import Aside
-from hpcmoe.exchange.grid import Grid, Seat
+from hpcmoe.exchange.grid import Seat
 from hpcmoe.exchange.headers import Headers
 from hpcmoe.exchange.interface import Hop, until
 from hpcmoe.exchange.lane import Lane, Way, open_rows
-from hpcmoe.exchange.presum import Presum
-from hpcmoe.exchange.route_far import Forward, far_width, plan_forward
+from hpcmoe.exchange.relayed import Relayed
+from hpcmoe.exchange.route_far import Forward, plan_forward
 from hpcmoe.exchange.staged import Staged
+from hpcmoe.exchange.tallies import Tallies
 from hpcmoe.launch import Idle
 from hpcmoe.types import Extent, Layout, dense
 
 
-@dataclass(frozen=True)
-class Relayed:
-    """What rows travel by."""
-
-    grid: Grid
-    top_k: int
-    presum: Presum | None = None
-    """how relays sum answers, where they do"""
-
-    @property
-    def width(self) -> int:
-        """int16 values behind each row."""
-        return far_width(self.top_k, self.presum is not None)
-
-
-def open_twohop(comm, idle: Idle, way: Way, by: Relayed, count: int) -> list[Lane]:
-    """Exchanges of `count` micro-batches; `way` says how rows travel between nodes. Collective over `comm`.
+def open_twohop(comm, idle: Idle, way: Way, by: Relayed, count: int, experts: int = 0) -> list[Lane]:
+    """Exchanges of `count` micro-batches; `way` says how rows travel between nodes, `experts` is E. Collective over
+    `comm`.
 
     Their headers are started with `SendPlan.behind`.
     """
@@ -54,7 +41,8 @@ def open_twohop(comm, idle: Idle, way: Way, by: Relayed, count: int) -> list[Lan
         course = Course(seat, by, Headers(comm, idle, relayed=True), idle, way.memory)
         there = There(open_rows(rail, idle, way, line), open_rows(node, idle, exact), course)
         back = Back(open_rows(rail, idle, way), open_rows(node, idle, exact), course, there)
-        lanes.append(Lane(course.headers, there, back))
+        tallies = Tallies(comm, idle, experts) if way.exact else None
+        lanes.append(Lane(course.headers, there, back, tallies, by))
     rail.Free()
     node.Free()
     return lanes

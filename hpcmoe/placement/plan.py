@@ -17,6 +17,12 @@ def linear(experts: int, ranks: int) -> Placement:
     return Placement(ranks, rank.astype(np.int32), np.arange(experts, dtype=np.int32))
 
 
+def repeated(experts: int, ranks: int) -> Placement:
+    """A slot on each of more ranks than experts: the next ranks to that of an expert hold replicas of it."""
+    rank = np.arange(ranks, dtype=np.int32)
+    return Placement(ranks, rank, (rank.astype(np.int64) * experts // ranks).astype(np.int32))
+
+
 def inherit(before: Placement, living: Sequence[int]) -> Placement:
     """The placement of the ranks `living`, which are numbered anew, when the others are gone.
 

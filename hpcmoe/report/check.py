@@ -11,7 +11,8 @@ from hpcmoe import config, spec, tables, ulfm
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
 from hpcmoe.engine.fit import Fit, advice, fit, largest
-from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, place, plan_memory, plan_sizes, room
+from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, plan_memory, plan_sizes, room
+from hpcmoe.engine.seats import place
 from hpcmoe.errors import JobError
 from hpcmoe.files import lock
 from hpcmoe.report import text
@@ -33,14 +34,16 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
     out = text.console()
     if is_spec(path):
         model, job = spec.load(path), Job(str(path), prompts="", output="")
-        found = _fit_alone(model, job, place(model, ranks), limit)
+        placements = place(model, ranks)
+        found = _fit_alone(model, job, placements, limit)
         out.print(f"{path}: a spec without a job, shown with one sequence of {found.sizes.length} tokens")
         more = f"{text.plural(found.most, 'sequence')} of {found.sizes.length} tokens"
     else:
         job = config.load(path, overrides)
         read = inputs.read(job)
         model, lengths = read.model.spec, read.prompts.lengths[read.rows]
-        found = _fit(model, job, lengths, room(job, place(model, ranks)), limit)
+        placements = place(model, ranks, job)
+        found = _fit(model, job, lengths, room(job, placements), limit)
         left = output.look(job, read.identity(job), model.vocabulary)
         out.print(f"{path}: nothing wrong was found\n  model    {job.model} ({model.name})\n"
                   f"  prompts  {len(lengths)}, {lengths.min()} to {lengths.max()} tokens\n"
@@ -53,12 +56,12 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
             out.print(f"  shrink   start it with {ulfm.HOW}, not with srun; on GPUs with exchange.transport = staged; "
                       "the plan below has room for the experts of one lost rank")
         more = f"schedule.max_sequences = {found.most}"
-    out.print(_layout(model, found.sizes, ranks))
+    out.print(_layout(model, found.sizes, placements))
     where = "on a CPU, where weights are float32" if limit is None else "on its GPU, bfloat16"
     out.print(f"Memory of the fullest rank, {where}:")
     out.print(_table(found.memory))
     if limit is not None:
-        verdict(found, limit, gpu_memory or "", most_slots(place(model, ranks)))
+        verdict(found, limit, gpu_memory or "", most_slots(placements))
         out.print(f"It fits: {text.size(found.memory.total)} of {gpu_memory}; the largest batch that does is {more}.")
 
 
@@ -110,13 +113,16 @@ def _fit_alone(model: ModelSpec, job: Job, placements: Placements, limit: float 
     return Fit(Sizes(1, min(MOST_TOKENS, length), length), plan(1), most)
 
 
-def _layout(model: ModelSpec, sizes: Sizes, ranks: int) -> str:
+def _layout(model: ModelSpec, sizes: Sizes, placements: Placements) -> str:
+    ranks, layers = placements[0].ranks, [placements[layer] for layer in model.moe_layers]
     work = f"up to {text.plural(sizes.sequences, 'sequence')} and {text.plural(sizes.tokens, 'token')} a step on each"
     if not model.moe:
         return f"{text.plural(ranks, 'rank')}, a dense model, {work}"
-    held = np.diff(place(model, ranks)[0].first)
-    spare = int((held == 0).sum())
-    slots = f"{text.plural(int(held.max()), 'expert')} per rank and layer{f', {spare} ranks without' if spare else ''}"
+    spare = int((np.sum([np.diff(layer.first) for layer in layers], axis=0) == 0).sum())
+    copies = max(int(layer.copies.max()) for layer in layers)
+    slots = (f"{text.plural(most_slots(layers), 'expert')} per rank and layer"
+             f"{f', {spare} ranks without' if spare else ''}"
+             f"{f', up to {copies} replicas of one' if copies > 1 else ''}")
     return f"{text.plural(ranks, 'rank')}, E = {model.experts}: {slots}; {work}"
 
 

@@ -26,6 +26,7 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], overwrite:
          notice: Notice) -> int:
     launch.check_gpus(world)
     job = launch.on_root(world, lambda: config.load(path, overrides))
+    world = launch.with_nodes(world, job.parallel.ranks_per_node)
     if world.rank == 0:
         print(roll(world), file=sys.stderr, flush=True)
     from hpcmoe.engine import job as life

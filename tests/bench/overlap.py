@@ -17,7 +17,8 @@ from hpcmoe import array, launch, launcher
 from hpcmoe.config import Generate
 from hpcmoe.engine import device, layer, schedule
 from hpcmoe.engine.device import RankSegments
-from hpcmoe.engine.memory import Sizes, place
+from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.seats import place
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn

@@ -19,8 +19,9 @@ from hpcmoe.exchange import tune, tune_hops
 from hpcmoe.exchange.grid import grid
 from hpcmoe.exchange.lane import Way, open_lanes
 from hpcmoe.exchange.presum import Presum
+from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.exchange.route import plan_send, trailer_width
-from hpcmoe.exchange.twohop import Relayed, open_twohop
+from hpcmoe.exchange.twohop import open_twohop
 from hpcmoe.placement.plan import linear
 from hpcmoe.report import text
 from hpcmoe.slots import Placement

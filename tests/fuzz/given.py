@@ -19,9 +19,11 @@ from helpers import (
     spec_file,
     step_time,
 )
+from routes import nodes
 from test_gguf import LLAMA, write_gguf
+from test_plan import a_plan, results_file
 
-from hpcmoe.files import exchange, model, probe
+from hpcmoe.files import exchange, model, plan, probe, topology
 from hpcmoe.files.exchange import Figure, Table
 from hpcmoe.files.probe import Probe
 from hpcmoe.types import Cuts, Speeds
@@ -30,6 +32,7 @@ CHECK = ("check", "job.toml", "--ranks", "4", "--set", "output=new.h5")
 RUN = ("run", "job.toml", "--overwrite")
 PROMPTS = ("prompts", "p.jsonl", "-o", "new.h5", "--model", "model.h5")
 CONVERT = ("convert", "mixtral", "-o", "new.h5")
+PLAN = ("plan", "ran.h5", "-o", "new.h5")
 KINDS = {
     "model.h5": (octets, [("show", "model.h5"), CHECK, PROMPTS, RUN]),
     "prompts.h5": (octets, [("show", "prompts.h5"), CHECK, RUN]),
@@ -37,6 +40,9 @@ KINDS = {
     "part.h5": (octets, [("show", "part.h5")]),
     "probe.h5": (octets, [("show", "probe.h5"), (*RUN, "--set", "probe=probe.h5")]),
     "exchange.h5": (octets, [("show", "exchange.h5")]),
+    "plan.h5": (octets, [("show", "plan.h5"), (*RUN, "--set", "parallel.plan=plan.h5")]),
+    "topology.h5": (octets, [(*PLAN, "--topology", "topology.h5")]),
+    "ran.h5": (octets, [PLAN]),
     "job.toml": (words, [CHECK, RUN]),
     "spec.toml": (words, [("check", "spec.toml"), ("check", "spec.toml", "--gpu-memory", "80GB")]),
     "p.jsonl": (words, [PROMPTS]),
@@ -69,6 +75,9 @@ def make(folder: Path) -> None:
                                            Cuts(np.array([1, 2]), sizes[:2], sizes[:2])), "none")
     figures = [Figure("even", 1, 2, *[1e-5] * 6)] * 2
     exchange.write(folder / "exchange.h5", Table(figures, 16, "float32", 5, ("a", "b"), "MPI"))
+    plan.write(folder / "plan.h5", a_plan(1))
+    topology.write(folder / "topology.h5", nodes(2, 1), "MPI")
+    results_file(folder / "ran.h5", folder / "model.h5")
     write_gguf(folder / "m.gguf", Given(LLAMA))
     shutil.copytree(GOLDENS / "mixtral", folder / "mixtral")
     (folder / "mixtral" / "tokenizer.json").write_text(byte_tokenizer(), encoding="utf-8")

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "unit"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT / "tests" / "unit"), str(ROOT / "tests"), str(Path(__file__).parent)]
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from damage import pick, structure  # noqa: E402
@@ -36,7 +36,7 @@ from hpcmoe.__main__ import main as hpcmoe  # noqa: E402
 from hpcmoe.convert import checkpoint, gguf  # noqa: E402, F401
 from hpcmoe.errors import InputError  # noqa: E402
 from hpcmoe.files import vet  # noqa: E402
-from hpcmoe.report import check, run, show  # noqa: E402, F401 (verbs import them when they run)
+from hpcmoe.report import check, plan, run, show  # noqa: E402, F401 (verbs import them when they run)
 
 SECONDS, BYTES = 10.0, 1 << 30
 """No input may take more of a core's time, or more memory."""
@@ -164,7 +164,7 @@ def damaged(seed: int, number: int, clean: Path, folder: Path):
 
 def prepare(path: Path) -> None:
     """Looks through a file here, so that one child does it for many inputs; who asks again is told the same."""
-    ways = {".h5": [("", vet.HDF5), ("results" if path.stem == "out" else path.stem, vet.HDF5)],
+    ways = {".h5": [("", vet.HDF5), ("results" if path.stem in ("out", "ran") else path.stem, vet.HDF5)],
             ".gguf": [("", gguf.__name__)]}
     for layout, by in ways.get(path.suffix, []):
         with contextlib.suppress(InputError):

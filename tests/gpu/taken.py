@@ -19,7 +19,8 @@ from mpi4py import MPI  # noqa: E402
 from hpcmoe import array, launch  # noqa: E402
 from hpcmoe.config import Exchange, Generate, Job, Schedule  # noqa: E402
 from hpcmoe.engine import device, footprint, layer, schedule  # noqa: E402
-from hpcmoe.engine.memory import Sizes, place, plan_memory  # noqa: E402
+from hpcmoe.engine.memory import Sizes, plan_memory  # noqa: E402
+from hpcmoe.engine.seats import place  # noqa: E402
 from hpcmoe.exchange.lane import Way  # noqa: E402
 from hpcmoe.exchange.watch import Unwatched  # noqa: E402
 from hpcmoe.files.drawn import Drawn  # noqa: E402

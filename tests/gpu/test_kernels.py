@@ -335,7 +335,7 @@ def test_replicas_get_the_rows_that_numpy_gives_them(E, K, R, more, T):
     expert = np.argsort(rng.random((T, E)), axis=1)[:, :K].astype(np.int32)
     expert[: T // 2] = np.arange(K)
     to = replicas.near(placement, [r // 4 for r in range(R)], R // 2)
-    want = replicas.choose(expert, np.bincount(expert.ravel(), minlength=E), placement, to)
+    want = replicas.spread(expert, to, replicas.even(np.bincount(expert.ravel(), minlength=E), placement))
     at = gate.make_map(placement, to.slot)
     route = gate.make_route(T, K, R)
     chosen = replace(gate.make_route(T, K, E), weight=route.weight)

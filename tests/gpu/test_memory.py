@@ -12,7 +12,8 @@ from models import TINY
 
 from hpcmoe import tables
 from hpcmoe.config import Generate, Job, Schedule
-from hpcmoe.engine.memory import place, plan_memory, plan_sizes
+from hpcmoe.engine.memory import plan_memory, plan_sizes
+from hpcmoe.engine.seats import place
 from hpcmoe.files import prompts
 
 pytestmark = pytest.mark.gpu

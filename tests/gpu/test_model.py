@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import VARIANTS, batch
 from mpi4py import MPI
-from rig import COURSES, GOLDENS, Rig, golden
+from rig import COURSES, GOLDENS, HOLDERS, Rig, golden
 
 from hpcmoe.array import narrow, widen
 from hpcmoe.convert.huggingface import HuggingFaceCheckpoint
@@ -150,3 +150,18 @@ def test_reproducible_bits_at_any_number_of_ranks(comm, everywhere):
     problems = [] if np.array_equal(together, alone) else [f"{np.mean(together != alone):.0%} of the logits differ"]
     own = np.concatenate([alone[first:first + len(prompts[2])], alone[-2:-1]])
     everywhere(problems + ([] if np.array_equal(single, own) else ["a sequence alone has other bits"]))
+
+
+@pytest.mark.parametrize("holders", HOLDERS[1:])
+def test_whoever_holds_the_experts_bits_are_the_same(comm, everywhere, holders):
+    """With as many experts as ranks have room for, so that some ranks are spare, or have several slots."""
+    source, rng = Drawn(even(VARIANTS["sigmoid groups"]), seed=3), np.random.default_rng(comm.rank)
+    prompts = [rng.integers(0, 97, 3 + 5 * slot) for slot in range(4)]
+    steps = [[(slot, 0, p) for slot, p in enumerate(prompts)]]
+    steps += [[(slot, len(p) + more, [5 + more]) for slot, p in enumerate(prompts)] for more in range(4)]
+    rows.compute_alone(True)
+    try:
+        plain, other = (forward(comm, source, steps, device=True, holders=how) for how in (HOLDERS[0], holders))
+    finally:
+        rows.compute_alone(False)
+    everywhere([] if np.array_equal(plain, other) else [f"{np.mean(plain != other):.0%} of the logits differ"])

@@ -12,7 +12,7 @@ from rig import GOLDENS
 
 from hpcmoe.convert import checkpoint
 from hpcmoe.engine.inputs import open_model
-from hpcmoe.engine.memory import place
+from hpcmoe.engine.seats import place
 from hpcmoe.files import prompts
 from hpcmoe.model import weights
 

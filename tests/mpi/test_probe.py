@@ -13,6 +13,7 @@ from hpcmoe.bench import cuts
 from hpcmoe.bench import probe as bench
 from hpcmoe.config import Exchange, Job
 from hpcmoe.engine import ways
+from hpcmoe.engine.seats import place
 from hpcmoe.exchange import persistent
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.staged import Ferry
@@ -74,7 +75,7 @@ def test_a_mode_that_fails_leaves_the_other(world, everywhere, monkeypatch):
     resolved = Job("m", "p", "o")
     problems = [] if found == right else [f"{found}"]
     for mode in ("auto", "alltoallv"):
-        way = ways.choose_way(world, replace(resolved, exchange=Exchange(mode)), TINY, probed)
+        way = ways.choose_way(world, replace(resolved, exchange=Exchange(mode)), TINY, place(TINY, world.size), probed)
         if way != Way("alltoallv", "device"):
             problems.append(f"{mode}: {way}")
     everywhere(problems)
@@ -118,7 +119,7 @@ def test_a_probe_is_written_and_a_run_goes_by_it(world, everywhere, job):
         problems.append(f"{found}")
     if (taken := ways.read_probe(resolved, TINY, world.size, world.library)) is None or taken.host != found.host:
         problems.append(f"{taken} is taken")
-    way = ways.choose_way(world, resolved, TINY, found)
+    way = ways.choose_way(world, resolved, TINY, place(TINY, world.size), found)
     if way.speeds is not found.speeds or (world.size > 1 and way.mode != "auto"):
         problems.append(f"{way}")
     everywhere(problems)
@@ -142,7 +143,7 @@ def test_a_probe_of_something_else_is_left_aside(comm, everywhere, capsys, tmp_p
 
 
 def test_auto_measures_where_there_is_no_probe(world, everywhere, job):
-    way = ways.choose_way(world, replace(config.load(job), probe=""), TINY, None)
+    way = ways.choose_way(world, replace(config.load(job), probe=""), TINY, place(TINY, world.size), None)
     speeds = world.comm.allgather(None if way.speeds is None else way.speeds.persistent.tolist())
     measured = speeds[0] is not None and speeds.count(speeds[0]) == len(speeds)
     right = way.mode == "auto" and measured if world.size > 1 else way == Way()

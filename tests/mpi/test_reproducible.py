@@ -1,4 +1,5 @@
-"""`compute.reproducible`: equal bits at 1, 2, 4, 8 and 16 ranks, along courses of every kind, in steps of any size."""
+"""`compute.reproducible`: equal bits at 1, 2, 4, 8 and 16 ranks, along courses of every kind, in steps of any size,
+whoever holds the experts."""
 
 import hashlib
 import itertools
@@ -12,7 +13,7 @@ from conductor import Alarm, conduct
 from hypothesis import strategies as st
 from models import batch
 from mpi4py import MPI
-from rig import COURSES, Course, Rig
+from rig import COURSES, HOLDERS, Course, Rig
 from routings import SKEWS, Example, Forced
 
 from hpcmoe.engine import segments
@@ -59,8 +60,10 @@ class Players:
     def __init__(self, comm, alarm: Alarm) -> None:
         self._comm, self._alarm = comm, alarm
         sizes = [size for size in SIZES if size <= comm.size]
-        self._plays = list(zip(itertools.cycle(sizes), COURSES[::5] + COURSES[1::5] + COURSES[2::5],
-                               itertools.cycle((1, 2, 3)), itertools.cycle(CHUNKS)))[:max(4, len(sizes))]
+        some = COURSES[::5] + COURSES[1::5] + COURSES[2::5]
+        hops = [course._replace(hops=n in (2, 4)) for n, course in enumerate(some)]
+        self._plays = list(zip(itertools.cycle(sizes), hops, itertools.cycle((1, 2, 3)), itertools.cycle(CHUNKS),
+                               itertools.cycle(HOLDERS)))[:max(4, len(sizes))]
 
     def play(self, prompts: Prompts) -> list[str]:
         """Says on rank 0 where bits differ from those on one rank."""
@@ -68,16 +71,18 @@ class Players:
             if prompts.skew != OWN:
                 patch.setattr(segments, "gate", Forced(Example((), prompts.top_k, prompts.skew, seed=prompts.seed)))
             found = [self._on_some(prompts, *play) for play in self._plays]
-        return [f"{size} ranks, {course}, {parts} micro-batches of {chunk} tokens a sequence: "
-                f"{[i for i in sorted(got) if got[i] != found[0][i]]} differ" for (size, course, parts, chunk), got in
+        return [f"{size} ranks, {course}, {parts} micro-batches of {chunk} tokens a sequence, experts {holders}: "
+                f"{[i for i in sorted(got) if got[i] != found[0][i]]} differ"
+                for (size, course, parts, chunk, holders), got in
                 zip(self._plays, found) if got != found[0]] if self._comm.rank == 0 else []
 
-    def _on_some(self, prompts: Prompts, size: int, course: Course, parts: int, chunk: int) -> dict[int, str]:
+    def _on_some(self, prompts: Prompts, size: int, course: Course, parts: int, chunk: int,
+                 holders: str) -> dict[int, str]:
         """A digest of the logits of each sequence, from the first `size` ranks; the others wait."""
         self._alarm.mark()
         some, found = self._comm.Split(0 if self._comm.rank < size else MPI.UNDEFINED), {}
         if some != MPI.COMM_NULL:
-            found = self._digests(some, prompts, course, parts, chunk)
+            found = self._digests(some, prompts, course, parts, chunk, holders)
             some.Free()
         until(self._comm.Ibarrier().Test, self._wait)
         return {i: digest for part in self._comm.allgather(found) for i, digest in part.items()}
@@ -87,12 +92,15 @@ class Players:
         self._alarm.idle()
         time.sleep(0.002)
 
-    def _digests(self, comm, prompts: Prompts, course: Course, parts: int, chunk: int) -> dict[int, str]:
+    def _digests(self, comm, prompts: Prompts, course: Course, parts: int, chunk: int,
+                 holders: str) -> dict[int, str]:
         """Of the sequences of this rank. Collective over `comm`."""
         mine = [i for i in range(len(prompts.lengths)) if (i * 5 + 2) % comm.size == comm.rank]
         tokens, found = {i: prompts.tokens(i) for i in mine}, {i: hashlib.blake2b(digest_size=8) for i in mine}
         with Rig(comm, Drawn(SPEC, seed=5), slots=len(prompts.lengths), length=SPEC.context, course=course,
-                 micro_batches=parts, watch=self._alarm) as rig:
+                 micro_batches=parts, watch=self._alarm,
+                 holders=holders, seed=prompts.seed,
+                 top_k=prompts.top_k) as rig:
             for first in range(0, max(prompts.lengths), chunk):
                 pieces = [(i, first, tokens[i][first:first + chunk]) for i in mine if first < len(tokens[i])]
                 batches = split(batch(*pieces), parts)

@@ -23,8 +23,11 @@ pytestmark = pytest.mark.mpi
 CLOSE = 5e-5
 """Of the standard deviation of the logits."""
 MODEL = replace(TINY, dense=None, context=TINY.vocabulary)
-EXPERTS = {"fewer experts than ranks": lambda R: max(1, R // 2), "an expert per rank": lambda R: R,
-           "more experts than ranks": lambda R: 2 * R + 1}
+EXPERTS = {"fewer experts than ranks": (lambda R: max(1, R // 2), "replicated"),
+           "replicas with exactly equal parts": (lambda R: max(1, R // 2), "replicated exactly"),
+           "an expert per rank": (lambda R: R, "in order"),
+           "more experts than ranks": (lambda R: 2 * R + 1, "shuffled")}
+"""E, and who holds them: one of `rig.HOLDERS`"""
 WRECKS: list["Players"] = []
 """What exchanges that never ended may still write to: kept to the end."""
 
@@ -35,7 +38,7 @@ class Players:
     Sixteen ranks on two cores take eight times as long as two, so they get less to do.
     """
 
-    def __init__(self, comm, alarm: Alarm, experts: int) -> None:
+    def __init__(self, comm, alarm: Alarm, experts: int, holders: str) -> None:
         self.many = comm.size > 4
         self.parts = 2 if self.many else 3
         self._comm, self.alarm = comm, alarm
@@ -43,7 +46,7 @@ class Players:
         self.model = Drawn(replace(MODEL, layers=layers, moe=replace(MODEL.moe, experts=experts)), seed=7)
         self._read = cache(reference.reader(self.model))
         self._rigs = [Rig(comm, self.model, slots=SLOTS, length=MODEL.context, course=course, micro_batches=self.parts,
-                          watch=alarm) for course in COURSES]
+                          watch=alarm, holders=holders) for course in COURSES]
 
     def close(self) -> None:
         """Collective."""
@@ -101,7 +104,8 @@ def players(comm, request, monkeypatch) -> Iterator[Players]:
     with ExitStack() as ends:
         alarm = Alarm(comm)
         ends.callback(alarm.free)
-        players = Players(comm, alarm, EXPERTS[request.param](comm.size))
+        experts, holders = EXPERTS[request.param]
+        players = Players(comm, alarm, experts(comm.size), holders)
         ends.callback(players.close)
         yield players
 

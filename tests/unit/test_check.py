@@ -26,7 +26,8 @@ from helpers import (
 from hpcmoe import config, spec
 from hpcmoe.config import Exchange, Job, Schedule
 from hpcmoe.engine import inputs
-from hpcmoe.engine.memory import Sizes, place, plan_memory
+from hpcmoe.engine.memory import Sizes, plan_memory
+from hpcmoe.engine.seats import place
 from hpcmoe.files import parts, prompts, results
 from hpcmoe.files.parts import Part
 from hpcmoe.report.check import parse_size

@@ -66,7 +66,7 @@ def clock(stream):
 
 
 def depart(clock, flight, layer=1, micro_batch=0, kind="dispatch"):
-    return clock.depart(flight, kind, layer, micro_batch, 5, SENT)
+    return clock.depart(flight, kind, layer, micro_batch, 5, lambda: SENT)
 
 
 def seconds(clock):

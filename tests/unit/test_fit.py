@@ -12,7 +12,8 @@ from hpcmoe.config import Exchange, Job, Schedule
 from hpcmoe.device.scratch import LOGITS, WORKSPACE
 from hpcmoe.engine import fit, footprint
 from hpcmoe.engine.footprint import GROWTH, OVERHEAD, Step
-from hpcmoe.engine.memory import Sizes, place, plan_memory, plan_sizes
+from hpcmoe.engine.memory import Sizes, plan_memory, plan_sizes
+from hpcmoe.engine.seats import place
 from hpcmoe.errors import DeviceError, JobError, size
 from hpcmoe.exchange.route import plan_send, trailer_width
 from hpcmoe.gpu import Gpu

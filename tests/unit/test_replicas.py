@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_route import nodes_of, placements
 
-from hpcmoe.exchange.replicas import choose, even, exact, near, spread
+from hpcmoe.exchange.replicas import even, exact, near, spread
 from hpcmoe.placement.plan import linear
 from hpcmoe.slots import Placement
 
@@ -35,7 +35,7 @@ def test_rows_are_shared_evenly_and_the_nearest_take_the_odd_ones(placement, dat
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     expert = np.argsort(rng.random((T, E)), axis=1)[:, :K].astype(np.int32)
     counts, to = np.bincount(expert.ravel(), minlength=E), near(placement, nodes, me)
-    slot = choose(expert, counts, placement, to)
+    slot = spread(expert, to, even(counts, placement))
     assert (placement.expert[slot] == expert).all()
     for e in range(E):
         replicas = [s for s in to.slot[e].tolist() if s >= 0]
@@ -47,8 +47,9 @@ def test_odd_rows_of_many_ranks_do_not_meet():
     """Each of 12 ranks has one row for an expert with three replicas on other nodes: four for each."""
     placement = Placement(15, np.array([12, 13, 14], np.int32), np.zeros(3, np.int32))
     nodes = (*range(12), 12, 12, 12)
-    rows = sum(np.bincount(choose(np.zeros((1, 1), np.int32), np.array([1]), placement, near(placement, nodes, me))[0],
-                           minlength=3) for me in range(12))
+    shares = even(np.array([1]), placement)
+    rows = sum(np.bincount(spread(np.zeros((1, 1), np.int32), near(placement, nodes, me), shares)[0], minlength=3)
+               for me in range(12))
     assert rows.tolist() == [4, 4, 4]
 
 
@@ -56,7 +57,6 @@ def test_without_replicas_there_is_one_way():
     placement, expert = linear(6, 3), np.array([[5, 0], [2, 3]], np.int32)
     to = near(placement, (0, 0, 0), 1)
     counts = np.bincount(expert.ravel(), minlength=6)
-    assert choose(expert, counts, placement, to).tolist() == [[5, 0], [2, 3]]
     assert spread(expert, to, even(counts, placement)).tolist() == [[5, 0], [2, 3]]
 
 

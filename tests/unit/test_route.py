@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcmoe.exchange.replicas import choose, near
+from hpcmoe.exchange.replicas import even, near, spread
 from hpcmoe.exchange.route import TRAILER, plan_receive, plan_send, trailer_width
 from hpcmoe.launch import number
 from hpcmoe.placement.plan import inherit, linear, with_spare
@@ -45,7 +45,7 @@ def routes(draw):
         T = draw(st.sampled_from([0, 1, 2, 7]))
         expert = np.array([np.arange(K) if skew else rng.permutation(E)[:K] for _ in range(T)], np.int32).reshape(T, K)
         counts = np.bincount(expert.ravel(), minlength=E)
-        found.append((expert, choose(expert, counts, placement, near(placement, nodes, me))))
+        found.append((expert, spread(expert, near(placement, nodes, me), even(counts, placement))))
     return placement, trailer_width(placement.most, K), found
 
 

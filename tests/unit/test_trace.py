@@ -86,7 +86,7 @@ class TestRecording:
         nothing = Untraced()
         nothing.push("gate")
         nothing.pop("compute", "gate", 0.0, 1.0)
-        nothing.finish(nothing.start("return"), "exchange", "return", 0.0, 1.0, 1, 0, 4, SENT)
+        nothing.finish(nothing.start("return"), "exchange", "return", 0.0, 1.0, 1, 0, 4, lambda: SENT)
         assert not vars(nothing)
 
 
@@ -106,7 +106,7 @@ class TestRanges:
         clock = Clock(3, trace=Trace(10))
         with clock.stage("gate"):
             pass
-        trip = clock.depart(Arrives(), "dispatch", 1, 0, 4, SENT)
+        trip = clock.depart(Arrives(), "dispatch", 1, 0, 4, lambda: SENT)
         with clock.starting(trip):
             pass
         trip.wait()

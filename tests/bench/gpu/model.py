@@ -23,7 +23,8 @@ from hpcmoe.config import Generate  # noqa: E402
 from hpcmoe.device.gemm import Gemm  # noqa: E402
 from hpcmoe.engine import device, layer, schedule  # noqa: E402
 from hpcmoe.engine.device import RankSegments  # noqa: E402
-from hpcmoe.engine.memory import Sizes, place  # noqa: E402
+from hpcmoe.engine.memory import Sizes  # noqa: E402
+from hpcmoe.engine.seats import place  # noqa: E402
 from hpcmoe.exchange.lane import Way  # noqa: E402
 from hpcmoe.exchange.watch import Unwatched  # noqa: E402
 from hpcmoe.files.drawn import Drawn  # noqa: E402
