@@ -7,6 +7,7 @@ their trailers list slots as those of `route.plan_send` do.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -68,29 +69,46 @@ def _by_node(token: np.ndarray, node: np.ndarray, tokens: int, most: int) -> np.
 
 @dataclass(frozen=True)
 class Forward:
-    """What a relay does with M rows of the first hop, and with A answers to them. Sources are those of its rail."""
+    """What a relay does with M rows of the first hop, and with A answers to them. Sources are those of its rail.
+
+    What only answers need is worked out when they are asked for: rows do not wait for it.
+    """
 
     hand: SendPlan
     """the second hop: its tokens are rows of the first one, its ranks those of the node; its `home` is `[A]`: where
     each answer lies among those that they give, by (source, token, k)"""
-    home_counts: np.ndarray
-    """`[sources]` int64: rows that come home to each"""
-    home: np.ndarray
-    """`[M, K]` int32: where the answers to each row lie among those; -1 where another node gives them"""
-    weight: np.ndarray
-    """`[M, K]` float32, where relays sum; else `[M, 0]`"""
+    counts: np.ndarray
+    """`[sources]` int64: rows of each"""
+    trailer: np.ndarray
+    """`[M, W]` int16: as they came"""
+    row: np.ndarray
+    k: np.ndarray
+    """`[A]` int64 each: what the answers are to"""
+    top_k: int
+
+    @cached_property
+    def answers(self) -> np.ndarray:
+        """`[sources]` int64: answers to each."""
+        source = np.repeat(np.arange(len(self.counts)), self.counts)
+        return np.bincount(source[self.row], minlength=len(self.counts))
+
+    @cached_property
+    def home(self) -> np.ndarray:
+        """`[M, K]` int32: where the answers to each row lie; -1 where another node gives them."""
+        home = np.full((len(self.trailer), self.top_k), -1, np.int32)
+        home[self.row, self.k] = self.hand.home
+        return home
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """`[M, K]` float32: what they weigh, where relays sum."""
+        return np.ascontiguousarray(self.trailer[:, self.top_k:3 * self.top_k]).view(np.float32)
 
 
-def plan_forward(trailer: np.ndarray, counts: np.ndarray, seat: Seat, top_k: int, presum: bool) -> Forward:
+def plan_forward(trailer: np.ndarray, counts: np.ndarray, seat: Seat, top_k: int) -> Forward:
     """For trailers `[M, W]` int16 that arrived, by (source, token); counts `[sources]`: rows of each."""
     number = trailer[:, :top_k]
     row, k = np.nonzero(number >= 0)
-    number = number[row, k]
-    room = seat.grid.room
+    number, room = number[row, k], seat.grid.room
     hand = plan_rows(row, number // room, number % room, seat.members, trailer.shape[1])
-    home = np.full((len(trailer), top_k), -1, np.int32)
-    home[row, k] = hand.home
-    source = np.repeat(np.arange(len(counts)), counts)
-    answers = np.bincount(source[row], minlength=len(counts))
-    bits = np.ascontiguousarray(trailer[:, top_k:3 * top_k if presum else top_k])
-    return Forward(hand, counts if presum else answers, home, bits.view(np.float32))
+    return Forward(hand, counts, trailer, row, k, top_k)

@@ -22,7 +22,6 @@ from hpcmoe.exchange.route_far import Forward, plan_forward
 from hpcmoe.exchange.staged import Staged
 from hpcmoe.exchange.tallies import Tallies
 from hpcmoe.launch import Idle
-from hpcmoe.traffic import CLASSES
 from hpcmoe.types import Extent, Layout, dense
 
 
@@ -70,9 +69,17 @@ class TwoHops:
         self._seat, self._by, self._headers, self._idle = course.seat, course.by, course.headers, course.idle
         self._moves: Iterator[bool] = iter(())
         """ends when all has arrived"""
-        self.sent = np.zeros(len(CLASSES), np.int64)
-        """bytes that this rank sent in the last exchange, on both hops; valid behind `wait`. Rows of a source for its
-        own node count on the hop inside it only."""
+        self._near_counts, self._far_counts = np.zeros(course.seat.members, int), np.zeros(len(course.seat.rail), int)
+        self._units = 0
+
+    @property
+    def sent(self) -> np.ndarray:
+        """`[len(CLASSES)]` int64: bytes that this rank sent in the last exchange, on both hops; valid behind `wait`.
+
+        Rows of a source for its own node count on the hop inside it only.
+        """
+        near, far, own = self._near_counts, self._far_counts, self._near_counts[self._seat.place]
+        return np.array([own, near.sum() - own, far.sum() - far[self._seat.at]], np.int64) * (2 * self._units)
 
     @property
     def mode(self) -> str:
@@ -100,15 +107,10 @@ class TwoHops:
         while not self._aside.done():
             yield False
 
-    def _start_near(self, incoming: np.ndarray, most: int) -> None:
-        """The hop inside the node; incoming `[members]`: rows from each; `most` for one rank from one source."""
+    def _expected(self, incoming: np.ndarray, most: int) -> tuple[Layout, Extent]:
+        """Of the hop inside the node; incoming `[members]`: rows from each; `most` from one source for one rank."""
         largest = most * self._seat.grid.crowd
-        self._near.start(dense(incoming, self._seat.place), Extent(largest, largest * self._seat.members, late=True))
-
-    def _count(self, near: np.ndarray, far: np.ndarray, units: int) -> None:
-        """`sent`, from rows of `units` uint16 to each rank of the node and to each of the rail."""
-        own = near[self._seat.place]
-        self.sent = np.array([own, near.sum() - own, far.sum() - far[self._seat.at]], np.int64) * (2 * units)
+        return dense(incoming, self._seat.place), Extent(largest, largest * self._seat.members, late=True)
 
 
 class There(TwoHops):
@@ -120,8 +122,8 @@ class There(TwoHops):
 
     def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:
         """See `interface.Rows`; `units` with those of the trailer."""
-        self._counts = counts[self._seat.rail]
-        rows, layout = self._far.room(self._counts, units)
+        self._far_counts, self._units = counts[self._seat.rail], units
+        rows, layout = self._far.room(self._far_counts, units)
         return rows, self._seat.seen_by_all(layout)
 
     def ahead(self, most: int, units: int) -> np.ndarray | None:
@@ -132,31 +134,31 @@ class There(TwoHops):
         """See `interface.Rows`; what comes here in the end is in the headers."""
         self._far.start(self._seat.along_rail(incoming.counts), extent)
         self._aside.follow()
-        self._moves = self._hand_out(self._headers.reach, self._headers.most[0])
+        reach = self._headers.reach
+        self._landing = self._seat.weave(reach)
+        self._moves = self._hand_out(*self._expected(self._seat.by_relay(reach), self._headers.most[0]))
 
-    def _hand_out(self, reach: np.ndarray, most: int) -> Iterator[bool]:
-        """The second hop; reach `[R]`: rows of each source that come here, `most` from one for one."""
+    def _hand_out(self, incoming: Layout, extent: Extent) -> Iterator[bool]:
+        """The second hop."""
         yield from self._arriving(self._far)
         with self._aside.work():
             self._pack(self._far.arrived, self._far.landing)
         yield from self._doing()
         with self._aside.work():
-            self._start_near(self._seat.by_relay(reach), most)
-        self._landing = self._seat.weave(reach)
+            self._near.start(incoming, extent)
         yield from self._arriving(self._near)
 
     def _pack(self, rows: np.ndarray, landing: Layout) -> None:
         """Rows of the first hop, once for each rank of the node that has one of their slots."""
-        place, units = landing.place, rows.shape[1]
-        behind = slice(units - self._by.width, units)
+        place, behind = landing.place, slice(self._units - self._by.width, self._units)
         trailer = array.host(rows[:, behind]).view(np.int16)
         self.forward = plan_forward(trailer if place is None else trailer[place], landing.counts, self._seat,
-                                    self._by.top_k, self._by.presum is not None)
+                                    self._by.top_k)
         hand = self.forward.hand
-        out, _ = self._near.room(hand.counts, units)
+        self._near_counts = hand.counts
+        out, _ = self._near.room(hand.counts, self._units)
         array.take(rows, hand.token if place is None else place[hand.token], out)
         out[:, behind] = array.beside(hand.trailer.view(np.uint16), out)
-        self._count(hand.counts, self._counts, units)
 
     @property
     def arrived(self) -> np.ndarray:
@@ -178,44 +180,42 @@ class Back(TwoHops):
 
     def room(self, counts: np.ndarray, units: int) -> tuple[np.ndarray, Layout]:
         """See `interface.Rows`; counts by source, as in a flat exchange."""
-        layout = self._seat.weave(counts)
-        self._counts, self._units = self._seat.by_relay(counts), units
-        rows, _ = self._near.room(self._counts, units)
-        return rows, layout
+        self._near_counts, self._units = self._seat.by_relay(counts), units
+        rows, _ = self._near.room(self._near_counts, units)
+        return rows, self._seat.weave(counts)
 
     def ahead(self, most: int, units: int) -> None:
         """See `interface.Rows`."""
 
     def start(self, incoming: Layout, extent: Extent) -> None:
         """See `interface.Rows`; `incoming` is by relay."""
-        self._start_near(self._there.forward.hand.home_counts, self._headers.most[1])
+        forward = self._there.forward
+        self._near.start(*self._expected(forward.hand.home_counts, self._headers.most[1]))
         self._aside.follow()
+        self._far_counts = forward.counts if self._by.presum else forward.answers
         self._far.prepare(extent, self._units)
-        self._moves = self._gather(self._seat.along_rail(incoming.counts), replace(extent, late=True))
+        self._moves = self._gather(forward, self._seat.along_rail(incoming.counts), replace(extent, late=True))
 
-    def _gather(self, incoming: Layout, extent: Extent) -> Iterator[bool]:
+    def _gather(self, forward: Forward, incoming: Layout, extent: Extent) -> Iterator[bool]:
         """The second hop."""
+        out, layout = self._far.room(self._far_counts, self._units)
         yield from self._arriving(self._near)
         with self._aside.work():
-            self._pack(self._near.arrived)
+            self._pack(self._near.arrived, forward, out, layout)
         yield from self._doing()
         with self._aside.work():
             self._far.start(incoming, extent)
         yield from self._arriving(self._far)
 
-    def _pack(self, rows: np.ndarray) -> None:
+    def _pack(self, rows: np.ndarray, forward: Forward, out: np.ndarray, layout: Layout) -> None:
         """Answers of the node's ranks, for the sources in the order of their tokens."""
-        forward, presum = self._there.forward, self._by.presum
-        counts = forward.home_counts
-        out, layout = self._far.room(counts, self._units)
-        ends = np.cumsum(counts)
-        for end, count, first in zip(*(values[counts > 0].tolist() for values in (ends, counts, layout.first))):
+        ends, some = np.cumsum(layout.counts), layout.counts > 0
+        for end, count, first in zip(*(values[some].tolist() for values in (ends, layout.counts, layout.first))):
             part, into = slice(end - count, end), out[first:first + count]
-            if presum:
-                presum.sum(rows, forward.home[part], forward.weight[part], into)
+            if self._by.presum:
+                self._by.presum.sum(rows, forward.home[part], forward.weight[part], into)
             else:
                 array.take(rows, forward.hand.home[part], into)
-        self._count(self._counts, counts, self._units)
 
     @property
     def arrived(self) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 Two hosts (`twohosts`) with a core each, some ranks on either. For each K the table of `auto` is measured as in a job,
 for 1, 4, 16, … tokens on each rank; then both are measured again at other numbers of them, and the table is asked. The
-link's share is what the bytes of the flat exchange take there, in parts of its time: where that is little, ranks that
-share a core are what costs, and one hop more is one more turn of them all.
+link's share is what the bytes of the flat exchange take there, but for those that a burst lets through, in parts of its
+time: where that is little, ranks that share a core are what costs, and one hop more is one more turn of them all.
 """
 
 import os
@@ -28,15 +28,15 @@ from hpcmoe.slots import Placement
 
 RANKS = (2, 4)
 """On each host."""
-RATE = 125e6
+RATE = 60e6
 """bytes/s of the link, each way"""
 UNITS = 7168
 """H of the seed's model, in bfloat16"""
 EXPERTS = 8
 TOP_K = (1, 2, 4, 8)
-TOKENS = (2, 8, 32, 128)
-"""On each rank: between those of the table."""
-MOST = 256
+TOKENS = (2, 8, 32, 96)
+"""On each rank: not those of the table, so that it has to tell."""
+MOST = 64
 """Of the table."""
 ROUNDS = 9
 LIMITED = 0.5
@@ -50,7 +50,7 @@ def on_the_link(world: launch.World, placement: Placement, top_k: int, tokens: i
     other = np.array(world.nodes) != world.nodes[world.rank]
     every = world.comm.allgather((world.nodes[world.rank], plan.counts[other].sum(), plan.home_counts[other].sum()))
     leaving = [sum(there if host == node else back for node, there, back in every) for host in set(world.nodes)]
-    return max(leaving) * 2 * UNITS / RATE
+    return max(0, max(leaving) * 2 * UNITS - 2 * twohosts.BURST) / RATE
 
 
 def seconds(world: launch.World, placement: Placement, way: Way, ways: dict[str, Relayed]) -> list[dict[str, float]]:

@@ -15,6 +15,8 @@ HOSTS = ("10.99.71.1", "10.99.71.2")
 """Names of the namespaces, and addresses in them."""
 LINK = "e0"
 """The network interface in each."""
+BURST = 160 << 10
+"""Bytes that the link lets through at once, where it was idle."""
 LIMIT = 900
 """Seconds that mpiexec may take."""
 
@@ -79,7 +81,7 @@ def shape(rate: float) -> None:
     network cards do; a short queue would lose packets.
     """
     subprocess.run(["tc", "qdisc", "replace", "dev", LINK, "root", "tbf", "rate", f"{round(8 * rate)}bit", "burst",
-                    "160kb", "latency", "200ms"], check=True)
+                    str(BURST), "latency", "200ms"], check=True)
 
 
 def mpiexec(*command: str, ranks: int = 1) -> int:

@@ -59,7 +59,7 @@ def test_two_hops_give_the_bits_of_one(comm, alarm, way):
             placement, found = placements(R)[number % 4], grid(nodes)
             K = min(len(placement.copies), (1, 3, 8, 4)[number // 2])
             width, (lane,) = trailer_width(placement.most, K), open_twohop(comm, alarm.idle, way, Relayed(found, K), 1)
-            for layer, slots in zip(range(8), steps(placement, K, number)):
+            for layer, slots in zip(range(8 if R < 8 else 4), steps(placement, K, number)):
                 x, weight = tokens(me, layer, slots[me], (BFLOAT16, FLOAT32)[number % 2])
                 alarm.mark()
                 want = run(flat, plan_send(slots[me], placement, width), x, weight, placement, me)
@@ -106,7 +106,7 @@ def test_sums_of_nodes_come_home(comm, alarm, way, dtype):
             placement, found = placements(R)[number % 4], grid(nodes)
             K = min(len(placement.copies), 8)
             lane, = open_twohop(comm, alarm.idle, way, Relayed(found, K, Presum(dtype)), 1)
-            for layer, slots in zip(range(5), steps(placement, K, number)):
+            for layer, slots in zip(range(5 if R < 8 else 3), steps(placement, K, number)):
                 x, weight = tokens(me, layer, slots[me], dtype)
                 alarm.mark()
                 plan = plan_send_far(slots[me], weight, placement, found, me)
@@ -140,7 +140,7 @@ def take_turns(trips: list[Generator[Flight, None, None]], rng: np.random.Genera
 def beside(lane: Lane, number: int, presum: bool, placement: Placement, K: int, nodes: tuple[int, ...], me: int,
            problems: list[str]) -> Generator[Flight, None, None]:
     """Layer after layer on one of several lanes; answers are compared with their definition."""
-    for layer, slots in zip(range(8), steps(placement, K, number)):
+    for layer, slots in zip(range(6 if placement.ranks < 8 else 3), steps(placement, K, number)):
         slot, seen = slots[me], Seen()
         x, weight = tokens(me, layer, slot, FLOAT32)
         plan = plan_send_far(slot, weight if presum else None, placement, grid(nodes), me)
@@ -152,8 +152,9 @@ def beside(lane: Lane, number: int, presum: bool, placement: Placement, K: int, 
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")
-def test_lanes_beside_each_other_never_wait_for_each_other(comm, alarm, way):
-    """Three, of which one sums; ranks look at them in other orders."""
+def test_lanes_beside_each_other_never_wait_for_each_other(comm, alarm, monkeypatch, way):
+    """Three, of which one sums; ranks look at them in other orders. Staged pieces are many."""
+    monkeypatch.setattr(staged, "PIECE", 256)
     R, me = comm.size, comm.rank
 
     def play() -> list[str]:

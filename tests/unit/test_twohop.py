@@ -120,7 +120,7 @@ def test_every_row_and_every_answer_go_where_a_flat_exchange_takes_them(case, pr
         assert not any(first[s][q] for s in range(R) if s not in seat.rail)
         rows = [row for s in seat.rail for row in first[s][q]]
         trailer = np.array([row[2] for row in rows], np.int16).reshape(len(rows), far_width(K, presum))
-        forwards.append(plan_forward(trailer, np.array([len(first[s][q]) for s in seat.rail]), seat, K, presum))
+        forwards.append(plan_forward(trailer, np.array([len(first[s][q]) for s in seat.rail]), seat, K))
         hand = forwards[q].hand
         handed.append(cut([(*rows[n][:2], behind.tolist()) for n, behind in zip(hand.token, hand.trailer)],
                           hand.counts))
@@ -160,7 +160,7 @@ def test_every_row_and_every_answer_go_where_a_flat_exchange_takes_them(case, pr
                      for both in zip(forwards[q].home, forwards[q].weight)]
         else:
             ready = [gathered[n] for n in forwards[q].hand.home]
-        for s, block in zip(seat.rail, cut(ready, forwards[q].home_counts)):
+        for s, block in zip(seat.rail, cut(ready, forwards[q].counts if presum else forwards[q].answers)):
             home[s][q] = block
 
     for s, (plan, slot) in enumerate(zip(plans, case.slots)):
