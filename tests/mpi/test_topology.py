@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from hpcmoe import launch, switches
+from hpcmoe.bench import stream
 from hpcmoe.bench import topology as bench
+from hpcmoe.exchange.interface import until
 from hpcmoe.files import topology
 from hpcmoe.report import bench_topology
 from hpcmoe.report.show import show
@@ -20,7 +22,7 @@ def world(comm, monkeypatch):
     """This world, as a job sees it; small messages, and few."""
     if comm.size < 2:
         pytest.skip("one rank has no links")
-    for name, value in {"SMALLEST": 64, "LARGEST": 1024, "TRIPS": 3, "POURS": 2, "WARM": 1}.items():
+    for name, value in {"SMALLEST": 64, "LARGEST": 1024, "TRIPS": 3, "WARM": 1, "WINDOW": 0.0}.items():
         monkeypatch.setattr(bench, name, value)
     return launch.start()
 
@@ -58,18 +60,12 @@ def test_all_links_are_measured(world, everywhere, monkeypatch, how, every):
 
 @pytest.mark.parametrize("how", ["one", "each", "apart", "uneven"])
 def test_figures_are_those_of_their_pair_and_direction(world, everywhere, monkeypatch, how):
-    """With planted times: latency + bytes / rate, as seen by whom the bytes come to."""
-    R = world.size
+    """With planted ones; a rate is what those see to whom the bytes come."""
+    R, me = world.size, world.rank
     far = 1e-6 * (1 + np.add.outer(np.arange(R), np.arange(R)))
     fast = 1e8 * (1 + np.arange(R * R).reshape(R, R))
-    monkeypatch.setattr(bench.Gauge, "_trip", lambda self, a, b, here, there: far[a, b] if world.rank == a else 0.0)
-
-    def pour(self, a, b, here, there, repeats):
-        peer = a + b - world.rank
-        return far[a, b] + (1 << 30) / fast[peer, world.rank]
-    monkeypatch.setattr(bench.Gauge, "_pour", pour)
-    monkeypatch.setattr(bench.Gauge, "_room", lambda self, size: None)
-    monkeypatch.setattr(bench, "SMALLEST", 1 << 29)
+    monkeypatch.setattr(bench.Gauge, "_trip", lambda self, peer, leads, *rest: far[me, peer] if leads else 0.0)
+    monkeypatch.setattr(bench.Gauge, "_stream", lambda self, peer, *rest: fast[peer, me])
     world = replace(world, nodes=nodes_of(world, how))
     found = bench.measure(world).topology
     own = np.eye(R, dtype=bool)
@@ -79,15 +75,26 @@ def test_figures_are_those_of_their_pair_and_direction(world, everywhere, monkey
 
 
 def test_messages_grow_until_they_take_long_enough(world, everywhere, monkeypatch):
-    """The same on all ranks, however long each takes."""
+    """The same on all ranks, however fast each is."""
     sizes = []
-    monkeypatch.setattr(bench.Gauge, "_room", lambda self, size: sizes.append(size))
-    monkeypatch.setattr(bench.Gauge, "_pour", lambda *given: (1 + world.rank) * sizes[-1] / 1e6)
-    monkeypatch.setattr(bench, "ENOUGH", 1e-3)
-    gauge = bench.Gauge(world.comm, world.idle, "host")
-    gauge.rates([[(0, 1)]], np.zeros((world.size,) * 2))
-    wanted = [64, 64, 256, 256, 1024, 1024]
+    monkeypatch.setattr(bench.Gauge, "_stream", lambda self, peer, here, *rest: (
+        sizes.append(here.nbytes), (1 + world.rank) * 1e6)[1])
+    monkeypatch.setattr(bench, "ENOUGH", 200e-6)
+    bench.Gauge(world.comm, world.idle, "host").rates([[(0, 1)]])
+    wanted = [128, 512, 512] if world.rank < 2 else []
     everywhere([] if sizes == wanted else [f"sizes {sizes}, not {wanted}"])
+
+
+def test_a_stream_brings_what_the_other_rank_sent(world, everywhere):
+    """With neighbours, some of which send longer than others."""
+    problems = []
+    if (peer := world.rank ^ 1) < world.size:
+        here, there = np.full(999, world.rank, np.uint16), [np.full(999, 77, np.uint16) for _ in range(3)]
+        flow = stream.Stream(world.comm, peer, here, there, 0.01 * world.rank)
+        until(flow.test, world.idle)
+        problems = [] if all((into == peer).all() for into in there) else [f"{there}"]
+        problems += [] if len(flow.arrivals) >= stream.LEAST and flow.rate() > 0 else [f"{flow.arrivals}"]
+    everywhere(problems)
 
 
 @pytest.mark.parametrize("per_node", [0, 2])
