@@ -43,7 +43,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help run test test-unit test-mpi test-openmpi test-launch test-slurm test-long test-gpu bench-gpu bench-overlap \
-	bench-commit bench-shrink bench-twohop bench-plan soak fuzz lint clean slurm again
+	bench-commit bench-shrink bench-topology bench-twohop bench-plan soak fuzz lint clean slurm again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -127,6 +127,9 @@ bench-overlap: .venv/stamp ## how much of a slow exchange hides behind arithmeti
 
 bench-twohop: .venv/stamp ## flat exchange against two hops, and what auto takes, between two network namespaces; root
 	@.venv/bin/python tests/bench/twohop.py
+
+bench-topology: .venv/stamp ## what bench topology measures of shaped links between two network namespaces; root
+	@.venv/bin/python tests/bench/topology.py
 
 lint: .venv/lint ## ruff and mypy, and shellcheck for the job scripts
 	.venv/bin/ruff check .

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hpcmoe.files.plan import Weights
+from hpcmoe.files.topology import Network
 from hpcmoe.slots import Placement, Routing, Topology
 
 WEIGHTS = Weights(tokens=128.0, row=14336.0, compute=2.5e-7, near_latency=2e-6, near_rate=450e9, far_latency=5e-6,
@@ -92,6 +93,12 @@ def nodes(*sizes: int, near: tuple[float, float] = (2e-6, 450e9), far: tuple[flo
     same, own = node[:, None] == node, np.eye(len(node), dtype=bool)
     latency, rate = (np.where(same, a, b) for a, b in zip(near, far))
     return Topology(node, np.where(own, 0, latency), np.where(own, np.inf, rate))
+
+
+def measured(topology: Topology) -> Network:
+    """As if it had been measured, each node on a host of its own."""
+    hosts = [f"host {number}" for number in topology.node]
+    return Network(topology, hosts, [""] * len(hosts), [""] * len(hosts), "an MPI")
 
 
 def node_rows(routing: Routing, layer: int, placement: Placement, topology: Topology) -> float:

@@ -118,7 +118,7 @@ def _model(job: str, source: Path) -> tuple[ModelSpec, np.dtype]:
 def _between(run: Run, source: Path, asked: Asked) -> Topology:
     """What lies between the ranks of the plan."""
     if asked.topology:
-        found = topology.read(asked.topology)
+        found = topology.read(asked.topology).topology
         if asked.per_node or asked.ranks not in (None, found.ranks):
             raise JobError(f"{asked.topology} is of {found.ranks} ranks, and tells how they lie on nodes: leave out "
                            "--ranks and --ranks-per-node")

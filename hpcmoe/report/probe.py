@@ -37,6 +37,7 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
     from hpcmoe.exchange import tune
     launch.check_gpus(world)
     job, model, most, target = launch.on_root(world, lambda: _read(path, overrides, output, world.size))
+    world = launch.with_nodes(world, job.parallel.ranks_per_node)
     units = ways.units(model, job)
     known = Probe(world.hosts, world.library, units, model.name, {})
 

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from hpcmoe import spec
 from hpcmoe.errors import InputError, visible
-from hpcmoe.files import begun, exchange, h5, parts, plan, probe, prompts, results, vet
+from hpcmoe.files import begun, exchange, h5, parts, plan, probe, prompts, results, topology, vet
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
-from hpcmoe.report import bench_exchange, text
+from hpcmoe.report import bench_exchange, bench_topology, text
 from hpcmoe.report.plan import page as plan_page
 from hpcmoe.report.probe import page as probe_page
 from hpcmoe.traffic import CLASSES
@@ -32,7 +32,7 @@ def show(path: Path, limit: int) -> None:
     with h5.reading(path) as file:
         layout = h5.layout_of(file)
     pages = {"model": _model, "prompts": _prompts, "results": _results, "part": _results, "begun": _begun,
-             "exchange": _exchange, "probe": _probe, "plan": _plan}
+             "exchange": _exchange, "probe": _probe, "plan": _plan, "topology": _topology}
     if layout not in pages:
         raise InputError(f"{path} is a {layout} file, which this hpcmoe cannot show: update hpcmoe")
     pages[layout](text.console(), path, limit)
@@ -144,6 +144,13 @@ def _plan(out: Console, path: Path, limit: int) -> None:
     with h5.reading(path, "plan") as file:
         _head(out, file, path)
     plan_page(out, found, limit)
+
+
+def _topology(out: Console, path: Path, limit: int) -> None:
+    found = topology.read(path)
+    with h5.reading(path, "topology") as file:
+        _head(out, file, path)
+    bench_topology.page(out, found)
 
 
 def _entry(out: Console, name: str, note: str, words: str) -> None:

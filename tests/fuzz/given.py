@@ -19,7 +19,7 @@ from helpers import (
     spec_file,
     step_time,
 )
-from routes import nodes
+from routes import measured, nodes
 from test_gguf import LLAMA, write_gguf
 from test_plan import a_plan, results_file
 
@@ -41,7 +41,7 @@ KINDS = {
     "probe.h5": (octets, [("show", "probe.h5"), (*RUN, "--set", "probe=probe.h5")]),
     "exchange.h5": (octets, [("show", "exchange.h5")]),
     "plan.h5": (octets, [("show", "plan.h5"), (*RUN, "--set", "parallel.plan=plan.h5")]),
-    "topology.h5": (octets, [(*PLAN, "--topology", "topology.h5")]),
+    "topology.h5": (octets, [("show", "topology.h5"), (*PLAN, "--topology", "topology.h5")]),
     "ran.h5": (octets, [PLAN]),
     "job.toml": (words, [CHECK, RUN]),
     "spec.toml": (words, [("check", "spec.toml"), ("check", "spec.toml", "--gpu-memory", "80GB")]),
@@ -76,7 +76,7 @@ def make(folder: Path) -> None:
     figures = [Figure("even", 1, 2, *[1e-5] * 6)] * 2
     exchange.write(folder / "exchange.h5", Table(figures, 16, "float32", 5, ("a", "b"), "MPI"))
     plan.write(folder / "plan.h5", a_plan(1))
-    topology.write(folder / "topology.h5", nodes(2, 1), "MPI")
+    topology.write(folder / "topology.h5", measured(nodes(2, 1)))
     results_file(folder / "ran.h5", folder / "model.h5")
     write_gguf(folder / "m.gguf", Given(LLAMA))
     shutil.copytree(GOLDENS / "mixtral", folder / "mixtral")

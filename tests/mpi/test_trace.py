@@ -39,12 +39,13 @@ def folder(comm, shared_tmp) -> Path:
     return shared
 
 
-def run(comm, folder: Path, output: str, *overrides: str, traced: bool = True, nodes: tuple[int, ...] = ()) -> Path:
-    """Runs the job on all ranks; `nodes` is what the ranks are to believe of each other."""
+def run(comm, folder: Path, output: str, *overrides: str, traced: bool = True) -> Path:
+    """Runs the job on all ranks."""
     settings = (f"output='{folder / output}'", "generate.max_new_tokens=4", "compute.dtype=float32", *overrides)
     world = launch.start()
     job = launch.on_root(world, lambda: config.load(folder / "job.toml", settings))
-    life.run(replace(world, nodes=nodes or world.nodes), job, overwrite=False, traced=traced)
+    world = launch.with_nodes(world, job.parallel.ranks_per_node)
+    life.run(world, job, overwrite=False, traced=traced)
     return Path(job.output)
 
 
@@ -117,15 +118,15 @@ def test_bytes_are_those_of_the_rows_of_the_load(comm, folder, everywhere):
 
 def test_bytes_are_told_by_node(comm, folder, everywhere):
     """The same job on one node, on pairs of ranks, and on a node for each rank."""
-    size = comm.size
-    nodes = {"one": (0,) * size, "pairs": tuple(r // 2 for r in range(size)), "all": tuple(range(size))}
-    found = {name: run(comm, folder, f"nodes-{name}.h5", nodes=given) for name, given in nodes.items()}
+    found = {ranks: run(comm, folder, f"nodes-of-{ranks}.h5", f"parallel.ranks_per_node={ranks}",
+                        "exchange.mode=alltoallv")
+             for ranks in (max(comm.size, 3), 2, 1)}
     problems = []
     if comm.rank == 0:
         own, near, far = (np.array([moved(path).sum(axis=0)[n] for path in found.values()]) for n in range(3))
         others = near[0]
         right = (len(set(own)) == 1 and (near + far == others).all() and near[2] == far[0] == 0
-                 and (size < 2 or others > 0) and (size < 3 or 0 < near[1] < others))
+                 and (comm.size < 2 or others > 0) and (comm.size < 3 or 0 < near[1] < others))
         problems = [] if right else [f"own {own}, near {near}, far {far}"]
     everywhere(problems)
 

@@ -321,6 +321,7 @@ class TestIdentity:
             "schedule.max_tokens=9",
             "checkpoint.every=1",
             "compute.device=cpu",
+            "parallel.ranks_per_node=4",
         ],
     )
     def test_what_changes_no_result_changes_no_identity(self, text, tmp_path):

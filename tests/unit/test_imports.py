@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"child", "errors", "paths", "tables", "ulfm"},
     {"config", "shard", "slots", "spec", "traffic", "types"},
-    {"array", "gpu", "launch", "launcher", "notice"},
+    {"array", "gpu", "launch", "launcher", "notice", "switches"},
     {"kernels", "files", "reference"},
     {"device"},
     {"model", "exchange", "placement"},

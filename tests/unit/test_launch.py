@@ -1,10 +1,12 @@
-"""What a rank does before it ends the job."""
+"""What a rank knows of the others before it works, and does before it ends the job."""
 
 import os
 import threading
 import time
 
-from hpcmoe import launcher
+import pytest
+
+from hpcmoe import launch, launcher
 
 
 def test_what_no_one_has_read_is_counted():
@@ -35,3 +37,10 @@ def test_a_rank_does_not_wait_for_ever(monkeypatch, tmp_path):
     with (tmp_path / "file").open("w") as file:
         file.write("kept")
         launcher.be_heard([file.fileno()])
+
+
+@pytest.mark.parametrize("ranks_per_node, nodes", [(0, (0, 0, 1, 1, 0)), (1, (0, 1, 2, 3, 4)), (2, (0, 0, 1, 1, 2)),
+                                                   (5, (0,) * 5), (9, (0,) * 5)])
+def test_nodes_are_those_that_were_found_or_of_so_many_ranks(ranks_per_node, nodes):
+    found = launch.World(None, 0, 5, ("a",) * 5, (1,) * 5, (0, 0, 1, 1, 0), 1, launch.spin, "an MPI")
+    assert launch.with_nodes(found, ranks_per_node).nodes == nodes

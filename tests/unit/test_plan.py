@@ -19,7 +19,7 @@ from helpers import (
     spec_file,
     step_time,
 )
-from routes import WEIGHTS, gated, nodes, trace
+from routes import WEIGHTS, gated, measured, nodes, trace
 from test_place import is_valid
 
 from hpcmoe.errors import InputError
@@ -155,28 +155,6 @@ def test_a_plan_without_slots_is_none(tmp_path):
         plan.read(tmp_path / "p.h5")
 
 
-def test_a_topology_is_read_as_it_was_written(tmp_path):
-    whole = nodes(2, 1)
-    topology.write(tmp_path / "t.h5", whole, "MPI")
-    found = topology.read(tmp_path / "t.h5")
-    for name in ("node", "latency", "rate"):
-        assert np.array_equal(getattr(found, name), getattr(whole, name))
-
-
-@pytest.mark.parametrize("name, value, words", [
-    ("rate", lambda v: put(v, (0, 1), 0), "values that cannot be"),
-    ("rate", lambda v: put(v, (0, 1), np.inf), "values that cannot be"),
-    ("rate", lambda v: put(v, (0, 1), np.nan), "values that cannot be"),
-    ("latency", lambda v: put(v, (0, 1), -1), "values that cannot be"),
-    ("latency", lambda v: v[:2], "do not fit its 3 ranks"),
-    ("node", lambda v: v[::-1], "node does not number")])
-def test_what_is_wrong_with_a_topology_is_said(name, value, words, tmp_path):
-    topology.write(tmp_path / "t.h5", nodes(2, 1), "MPI")
-    damage(tmp_path / "t.h5", change(name, value))
-    with pytest.raises(InputError, match=words):
-        topology.read(tmp_path / "t.h5")
-
-
 def test_a_run_tells_its_tokens_rows_and_seconds(files):
     run = read_run(files / "out.h5")
     assert run.tokens == pytest.approx(60)  # steps of 30 and 90 tokens on each of 4 ranks
@@ -220,7 +198,7 @@ def test_other_ranks_than_the_run_had(files, hpcmoe):
 
 
 def test_a_measured_topology_is_gone_by(files, hpcmoe):
-    topology.write(files / "t.h5", nodes(3, 2, far=(1e-3, 1e6)), "MPI")
+    topology.write(files / "t.h5", measured(nodes(3, 2, far=(1e-3, 1e6))))
     assert hpcmoe("plan", "out.h5", "-o", "plan.h5", "--topology", "t.h5").code == 0
     found = plan.read(files / "plan.h5")
     assert found.ranks == 5 and found.links == "measured" and found.weights.far_rate == pytest.approx(1e6)
