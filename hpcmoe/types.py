@@ -205,7 +205,7 @@ class ReceivePlan:
     """`[R]` int64: rows that return to each rank"""
 
 
-SAMPLED = 4
+SAMPLED = 64
 """Tokens of a micro-batch whose experts are kept, at most."""
 
 
