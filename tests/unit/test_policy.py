@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from routes import KINDS, WEIGHTS, anneal, counted, gated, node_rows, nodes, planted, planted_groups, trace, zipf
@@ -165,6 +166,21 @@ def test_grouping_comes_within_three_percent_of_long_annealing(kind, ranks, coun
     print(f"{kind} E {experts} K {top_k} on {ranks} ranks of {count} nodes: in order {rows(linear(given), given):.4f}, "
           f"found {found:.4f}, annealed {least:.4f}: {100 * (found / least - 1):+.2f} %")
     assert found <= 1.03 * least
+
+
+@pytest.mark.parametrize("steps", [4000, pytest.param(200_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name, ranks, count", [("e64", 16, 4), ("e16", 16, 4), ("e64", 64, 8)])
+def test_grouping_of_learned_routing(name, ranks, count, steps):
+    """Tokens of held-out text through small trained models (tests/trained), as a run on 16 ranks recorded them."""
+    kept = np.load(ROOT / "tests" / "trained" / name / "routed.npz")
+    expert, rank = kept["expert"].astype(np.int16), np.arange(len(kept["rank"]), dtype=np.int32) % ranks
+    for layer in range(expert.shape[1]):
+        routing = counted(expert[:, layer:layer + 1], rank, ranks, 64 if name == "e64" else 16)
+        given = case(routing, *[ranks // count] * count)
+        found, before, least = rows(topology(given), given), rows(linear(given), given), annealed(given, steps)
+        print(f"{name}, layer {layer}, {ranks} ranks on {count} nodes: in order {before:.4f}, found {found:.4f}, "
+              f"annealed {least:.4f}: {100 * (found / least - 1):+.2f} %, {100 * (1 - found / before):.1f} % saved")
+        assert found <= min(1.03 * least, before)
 
 
 @pytest.mark.usefixtures("hurried")
