@@ -2,7 +2,7 @@
 
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -78,6 +78,7 @@ def plan_rank(world: World, model: ModelSpec, job: Job, lengths: np.ndarray, pla
     `free` tells the bytes that this rank's GPU has free. Collective, before anything is allocated there. Raises
     `Agreed` where the fullest rank's plan does not fit on the GPU that has the least.
     """
+    job = _on_nodes(job, world.nodes)
     if world.memory == "host":
         sizes = plan_sizes(model, job, lengths, world.size)
         return sizes, plan_memory(model, job, placements, sizes, "host")
@@ -94,6 +95,13 @@ def plan_rank(world: World, model: ModelSpec, job: Job, lengths: np.ndarray, pla
         print(f"hpcmoe: sequences at once on each rank: {found.sizes.sequences}, as many as its GPU's memory holds",
               file=sys.stderr, flush=True)
     return found.sizes, found.memory
+
+
+def _on_nodes(job: Job, nodes: Sequence[int]) -> Job:
+    """The job with the nodes that were found; rows may go in two hops between some."""
+    if len(set(nodes)) == 1:
+        return job
+    return replace(job, parallel=replace(job.parallel, ranks_per_node=max(map(nodes.count, nodes))))
 
 
 def _sharers(world: World, rank: int) -> int:

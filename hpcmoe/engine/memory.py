@@ -91,14 +91,15 @@ def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes,
     rungs = pieces = 0
     if model.moe:
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, 2)
-    return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), parts * footprint.exchange(step),
+    buffers = ways(job) * parts * footprint.exchange(step)
+    return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), buffers,
                   0 if job.exchange.transport == "staged" else rungs, footprint.workspace(step, parts),
                   pieces if _may_stage(job) else 0)
 
 
 def ways(job: Job) -> int:
     """Exchanges that each way of a micro-batch has: a flat one, two hops, or both."""
-    return {"twohop": 2, "auto": 3 if job.parallel.ranks_per_node else 1}.get(job.exchange.mode, 1)
+    return {"twohop": 2, "auto": 3 if job.parallel.ranks_per_node > 1 else 1}.get(job.exchange.mode, 1)
 
 
 def micro_batches(job: Job) -> int:

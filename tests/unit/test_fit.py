@@ -8,7 +8,7 @@ import pytest
 from helpers import DENSE, MOE
 
 from hpcmoe import array
-from hpcmoe.config import Exchange, Job, Schedule
+from hpcmoe.config import Exchange, Job, Parallel, Schedule
 from hpcmoe.device.scratch import LOGITS, WORKSPACE
 from hpcmoe.engine import fit, footprint
 from hpcmoe.engine.footprint import GROWTH, OVERHEAD, Step
@@ -78,6 +78,16 @@ class TestFootprint:
     def test_rows_that_the_fullest_rank_computes(self, ranks, computed):
         """4 experts, 2 for each of a rank's 64 tokens: as many as it has answers, more where others hold fewer."""
         assert step(ranks=ranks).computed == computed
+
+    def test_two_hops_have_buffers_of_their_own(self):
+        """Both exchanges are there where `auto` may take either."""
+        def exchange(mode: str, memory: str, **parallel) -> int:
+            job = replace(JOB, exchange=Exchange(mode), parallel=Parallel(**parallel))
+            return plan_memory(MOE, job, place(MOE, 4), Sizes(2, 8, 8), memory).exchange
+        for memory in ("host", "device"):
+            flat = exchange("alltoallv", memory)
+            assert exchange("auto", memory) == flat and exchange("twohop", memory) == 2 * flat
+            assert exchange("auto", memory, ranks_per_node=2) == 3 * flat
 
     def test_a_dense_model_exchanges_nothing(self):
         found = step(DENSE)
@@ -177,7 +187,8 @@ def world(free: list[int], shared: bool = False, rank: int = 0, gpus: bool = Tru
     share = 2 if shared else 1
     found = tuple(Gpu(f"0000:{n // share:02x}:00.0" if gpus else "") for n in ranks)
     comm = SimpleNamespace(allgather=lambda mine: [some // share for some in free])
-    return SimpleNamespace(rank=rank, size=len(free), hosts=("node",) * len(free), gpus=found, comm=comm,
+    return SimpleNamespace(rank=rank, size=len(free), hosts=("node",) * len(free),
+                           nodes=(0,) * len(free), gpus=found, comm=comm,
                            memory="device" if gpus else "host")
 
 
