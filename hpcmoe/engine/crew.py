@@ -23,7 +23,7 @@ from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.start import Plan
 from hpcmoe.engine.trace import Untraced
-from hpcmoe.engine.ways import choose_turns, choose_way
+from hpcmoe.engine.ways import among, choose_turns, choose_way
 from hpcmoe.exchange.watch import Watch
 from hpcmoe.files import lock
 from hpcmoe.files.lock import Held
@@ -164,6 +164,7 @@ class Crew:
         self._held = together(self.world, lambda: take_over(self._held, self._model, mine, self._dtype,
                                                             self.world.memory))
         reading = time.monotonic() - begin
+        self._way = among(self._way, self.world.nodes)
         self._open(self._abandoned[-1].cache)
         if self.world.rank == 0:
             dead = ", ".join(f"rank {name} (process {loss.before.pids[rank]} on {loss.before.hosts[rank]})"

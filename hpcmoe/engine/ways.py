@@ -1,7 +1,7 @@
 """What `auto` comes to: how rows travel, and how steps are cut, from the job and its probe."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,6 +82,15 @@ def _relayed(world: World, job: Job, model: ModelSpec, placements: Placements, w
     hops = tune_hops.measure(world.comm, world.idle, units(model, job), way, by, placements[min(model.moe_layers)],
                              MOST_TOKENS)
     return replace(way, by=by, hops=hops)
+
+
+def among(way: Way, nodes: Sequence[int]) -> Way:
+    """`way` for other ranks on `nodes` `[R]`, as in `launch.World`: those that live."""
+    if not way.by:
+        return way
+    if len(set(nodes)) == 1:
+        return replace(way, by=None, hops=None)
+    return replace(way, by=replace(way.by, grid=grid(nodes)))
 
 
 def _choose_rows(world: World, job: Job, model: ModelSpec, found: Probe | None) -> Way:
