@@ -15,6 +15,7 @@ from hpcmoe.engine.inputs import open_model
 from hpcmoe.engine.seats import place
 from hpcmoe.files import prompts
 from hpcmoe.model import weights
+from hpcmoe.slots import held_by
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,8 @@ def check_memory(model: Path, ranks: int, peaks: Path) -> None:
     """A rank holds its own experts and the shared parts only: peak RSS below 1.3 times those bytes + 250 MB."""
     spec = open_model(model).spec
     for rank in range(ranks):
-        own = sum(weights.size(spec, lambda n, rank=rank: place(spec, ranks).held_by(rank),
-                               lambda tensor: 4 * tensor.values).values())
+        held = held_by(place(spec, ranks), rank)
+        own = sum(weights.size(spec, held, lambda tensor: 4 * tensor.values).values())
         peak = int((peaks / f"{rank}.peak").read_text())
         print(f"rank {rank} of {ranks}: {peak / 1e6:.0f} MB, {own / 1e6:.0f} MB of weights")
         assert peak < 1.3 * own + 250e6
