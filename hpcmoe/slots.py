@@ -78,6 +78,23 @@ def fullest(placements: Placements) -> int:
     return int(np.sum([np.diff(placement.first) for placement in placements], axis=0).argmax())
 
 
+def members(node: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    """`[N]`: the ranks of each node, ascending; node `[R]` integers, numbered from 0."""
+    return [np.flatnonzero(np.asarray(node) == number) for number in range(int(np.max(node, initial=-1)) + 1)]
+
+
+def places(node: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`[R]` int64: the number of each rank among those of its node, ascending.
+
+    In two hops rows of a rank for another node go to the rank with the same place there, or, where that node is
+    smaller, with that place modulo its size.
+    """
+    place = np.zeros(len(node), np.int64)
+    for ranks in members(node):
+        place[ranks] = np.arange(len(ranks))
+    return place
+
+
 @dataclass(frozen=True)
 class Topology:
     """What lies between ranks."""

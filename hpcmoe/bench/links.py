@@ -15,6 +15,8 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
+from hpcmoe.slots import members
+
 Round = list[tuple[int, int]]
 """Pairs of ranks that are measured at once."""
 
@@ -35,7 +37,7 @@ def tournament(count: int) -> list[Round]:
 def inside(node: Sequence[int]) -> list[Round]:
     """All pairs inside nodes; node `[R]`."""
     return _side_by_side([[(ranks[a], ranks[b]) for a, b in pairs] for pairs in tournament(len(ranks))]
-                         for ranks in members(node))
+                         for ranks in _ranks(node))
 
 
 def alone(node: Sequence[int], every: bool) -> list[Round]:
@@ -51,7 +53,7 @@ def together(node: Sequence[int], every: bool) -> list[Round]:
 
 def _meetings(node: Sequence[int]) -> list[list[tuple[list[int], list[int]]]]:
     """Rounds of pairs of nodes; each node is its ranks, and the smaller one comes first."""
-    ranks = members(node)
+    ranks = _ranks(node)
     return [[(ranks[a], ranks[b]) if len(ranks[a]) <= len(ranks[b]) else (ranks[b], ranks[a]) for a, b in pairs]
             for pairs in tournament(len(ranks))]
 
@@ -69,17 +71,13 @@ def _side_by_side(parallel: Iterable[list[Round]]) -> list[Round]:
     return [pairs for pairs in merged if pairs]
 
 
-def members(node: Sequence[int]) -> list[list[int]]:
-    """The ranks of each node, ascending; node `[R]`."""
-    found: list[list[int]] = [[] for _ in range(max(node) + 1)]
-    for rank, number in enumerate(node):
-        found[number].append(rank)
-    return found
+def _ranks(node: Sequence[int]) -> list[list[int]]:
+    return [ranks.tolist() for ranks in members(node)]
 
 
 def spread(node: Sequence[int], found: np.ndarray) -> np.ndarray:
     """`[R, R]`: what was not measured, NaN in `found`, is the median of what was from and to the same nodes."""
-    whole, ranks = found.copy(), members(node)
+    whole, ranks = found.copy(), _ranks(node)
     for source in ranks:
         for target in ranks:
             block = found[np.ix_(source, target)]

@@ -79,7 +79,7 @@ def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes
     value = array.DTYPES[job.compute.dtype].itemsize
     exchange = requests = 0
     if model.moe:
-        exchange = ways(job) * 4 * sizes.tokens * model.moe.top_k * model.hidden * value
+        exchange = exchanges(job) * 4 * sizes.tokens * model.moe.top_k * model.hidden * value
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, value)
         requests = pieces if _may_stage(job) else rungs
     return Memory(taken, cache.size(model, sizes.sequences, sizes.length, value), exchange, requests)
@@ -91,13 +91,13 @@ def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes,
     rungs = pieces = 0
     if model.moe:
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, 2)
-    buffers = ways(job) * parts * footprint.exchange(step)
+    buffers = exchanges(job) * parts * footprint.exchange(step)
     return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), buffers,
                   0 if job.exchange.transport == "staged" else rungs, footprint.workspace(step, parts),
                   pieces if _may_stage(job) else 0)
 
 
-def ways(job: Job) -> int:
+def exchanges(job: Job) -> int:
     """Exchanges that each way of a micro-batch has: a flat one, two hops, or both."""
     return {"twohop": 2, "auto": 3 if job.parallel.ranks_per_node > 1 else 1}.get(job.exchange.mode, 1)
 

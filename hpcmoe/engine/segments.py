@@ -197,18 +197,21 @@ class CpuSegments:
 
     def _pack(self, work: Work) -> None:
         with self._stage("pack", work, work.batch.rows):
-            placement, to = self.placements[work.layer], self._near[work.layer]
-            if work.lane.tallies and work.layer in self.exact:
-                shares = exact(work.lane.tallies.all, placement, self._nodes, self.rank, to)
-            else:
-                shares = even(work.load[work.layer], placement)
-            slot = spread(work.route.expert, to, shares)
+            placement = self.placements[work.layer]
+            slot = self._spread(work, placement) if placement.replicated else placement.slot[work.route.expert]
             work.send = self._plan(work, slot, placement)
             units = self._units + work.send.trailer.shape[1]
             rows, layout = work.lane.dispatch.room(work.send.counts, units)
             pack.pack(work.normed, work.send.token, work.send.trailer, rows, layout.place)
             work.leaving, work.sent = layout.rows, self._bytes(work.send.counts, units)
             work.homecoming = dense(work.send.home_counts, self.rank)
+
+    def _spread(self, work: Work, placement: Placement) -> np.ndarray:
+        """`[T, K]`: slots among the replicas of the experts that were chosen."""
+        to, tallies = self._near[work.layer], work.lane.tallies
+        shares = (exact(tallies.all, placement, self._nodes, self.rank, to) if tallies
+                  else even(work.load[work.layer], placement))
+        return spread(work.route.expert, to, shares)
 
     def _plan(self, work: Work, slot: np.ndarray, placement: Placement) -> SendPlan:
         by = work.lane.by

@@ -17,7 +17,8 @@ from hpcmoe.files import probe
 from hpcmoe.files.probe import Probe
 from hpcmoe.launch import World
 from hpcmoe.slots import Placements
-from hpcmoe.spec import ModelSpec
+from hpcmoe.spec import ModelSpec, Moe
+from hpcmoe.types import Hops
 
 MOST_TOKENS = 256
 """Tokens of a rank with which two hops are measured, at most."""
@@ -67,21 +68,28 @@ def read_probe(job: Job, model: ModelSpec, ranks: int, library: str) -> Probe | 
 def choose_way(world: World, job: Job, model: ModelSpec, placements: Placements, found: Probe | None) -> Way:
     """How rows travel. Measures both modes where `auto` has no probe to go by. Collective."""
     exact = job.balance.exact and any(placement.replicated for placement in placements)
-    return _relayed(world, job, model, placements, replace(_choose_rows(world, job, model, found), exact=exact))
+    way, nodes = replace(_choose_rows(world, job, model, found), exact=exact), len(set(world.nodes))
+    if job.exchange.mode == "twohop" and model.moe and nodes > 1:
+        return replace(way, by=_relayed(world, job, model.moe))
+    if job.exchange.mode == "auto":
+        return measure_hops(world, job, model, placements, way, found.hops if found and found.nodes == nodes else None)
+    return way
 
 
-def _relayed(world: World, job: Job, model: ModelSpec, placements: Placements, way: Way) -> Way:
-    """`way` with two hops, where the job asks for them, or where they may pay and are then measured."""
-    asked, nodes = job.exchange.mode == "twohop", len(set(world.nodes))
-    if not model.moe or nodes == 1 or not (asked or (job.exchange.mode == "auto" and nodes < world.size)):
+def measure_hops(world: World, job: Job, model: ModelSpec, placements: Placements, way: Way,
+                 known: Hops | None = None) -> Way:
+    """`way` with two hops where they may pay, and a table by which to take them, which is measured where it is not
+    `known`. Collective."""
+    if not model.moe or model.moe.top_k == 1 or not 1 < len(set(world.nodes)) < world.size:
         return way
-    presum = Presum(array.DTYPES[job.compute.dtype], model.moe.round_weights) if job.exchange.presum else None
-    by = Relayed(grid(world.nodes), model.moe.top_k, presum)
-    if asked or model.moe.top_k == 1:
-        return replace(way, by=by) if asked else way
-    hops = tune_hops.measure(world.comm, world.idle, units(model, job), way, by, placements[min(model.moe_layers)],
-                             MOST_TOKENS)
-    return replace(way, by=by, hops=hops)
+    by, layer = _relayed(world, job, model.moe), min(model.moe_layers)
+    return replace(way, by=by, hops=known or tune_hops.measure(world.comm, world.idle, units(model, job), way, by,
+                                                               placements[layer], MOST_TOKENS))
+
+
+def _relayed(world: World, job: Job, moe: Moe) -> Relayed:
+    presum = Presum(array.DTYPES[job.compute.dtype], moe.round_weights) if job.exchange.presum else None
+    return Relayed(grid(world.nodes), moe.top_k, presum)
 
 
 def among(way: Way, nodes: Sequence[int]) -> Way:

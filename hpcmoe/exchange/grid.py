@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from hpcmoe.slots import members, places
 from hpcmoe.types import Layout, dense, placed
 
 
@@ -46,11 +47,8 @@ class Grid:
 def grid(nodes: Sequence[int]) -> Grid:
     """`nodes` `[R]` as in `launch.World`."""
     node = np.asarray(nodes, np.int64)
-    R, order, sizes = len(node), np.argsort(node, kind="stable"), np.bincount(node)
-    first = np.cumsum(sizes) - sizes
-    place = np.empty(R, np.int64)
-    place[order] = np.arange(R) - first[node[order]]
-    relay = order[first + place[:, None] % sizes]
+    place = places(node)
+    relay = np.stack([ranks[place % len(ranks)] for ranks in members(node)], axis=1)
     return Grid(node, place, relay, _connected(relay))
 
 

@@ -39,8 +39,6 @@ def spread(expert: np.ndarray, to: Near, shares: np.ndarray) -> np.ndarray:
 
     expert `[T, K]` int32.
     """
-    if to.slot.shape[1] == 1:
-        return to.slot[expert, 0]
     flat = expert.ravel()
     order = np.argsort(flat, kind="stable")
     e, counts = flat[order], np.bincount(flat, minlength=len(shares))

@@ -3,6 +3,7 @@
     way/transport, mode, verdict [n]: what was tried, and one of `VERDICTS` on it
     exchange/size, alltoallv, persistent [m]: one direction of the exchange by the transport that `auto` takes
     step/rows, whole, halves [k]: a step as one micro-batch, and as two that take turns
+    hop/rows, flat, twohop [h]: dispatch and return straight, and in two hops; attribute nodes: between so many nodes
     host [R]
     attributes: ranks, library, units (uint16 of a row), model (its name), versions
 """
@@ -14,7 +15,7 @@ import numpy as np
 
 from hpcmoe.errors import InputError
 from hpcmoe.files import h5, vet
-from hpcmoe.types import MODES, TRANSPORTS, Cuts, Speeds
+from hpcmoe.types import MODES, TRANSPORTS, Cuts, Hops, Speeds
 
 VERDICTS = WORKS, WRONG, ENDED = "works", "wrong", "ended"
 """Rows come whole; rows come damaged; the process that tried it was ended."""
@@ -38,6 +39,10 @@ class Probe:
     speeds: Speeds | None = None
     """by the transport that `auto` takes; None as long as it was not measured"""
     cuts: Cuts | None = None
+    hops: Hops | None = None
+    """None where two hops make no sense"""
+    nodes: int = 1
+    """on which the ranks are"""
 
     def works(self, transport: str, mode: str = "auto") -> bool:
         """Whether rows come whole so; "auto" asks for any mode."""
@@ -74,23 +79,28 @@ def write(path: Path, probe: Probe, versions: str) -> None:
             h5.put(file, "step/rows", probe.cuts.rows, "tokens of a step on each rank")
             h5.put(file, "step/whole", probe.cuts.whole, "the step as one micro-batch [s]")
             h5.put(file, "step/halves", probe.cuts.halves, "the step as two micro-batches that take turns [s]")
+        if probe.hops:
+            h5.put(file, "hop/rows", probe.hops.rows, "tokens on each rank")
+            h5.put(file, "hop/flat", probe.hops.flat, "dispatch and return straight [s]")
+            h5.put(file, "hop/twohop", probe.hops.twohop, "dispatch and return in two hops [s]")
+            file.attrs["nodes"] = probe.nodes
 
 
 def read(path: Path) -> Probe:
     """Raises `InputError`."""
     vet.check(path, "probe")
     with h5.reading(path, "probe") as file:
-        speeds = cuts = None
+        speeds = cuts = hops = None
+        nodes = 1
         if "exchange" in file:
             speeds = Speeds(*_columns(file, path, "exchange/size", "exchange/alltoallv", "exchange/persistent"))
         if "step" in file:
-            rows = h5.take(file, "step/rows", path, np.integer, 1)
-            cuts = Cuts(rows, *_columns(file, path, "step/whole", "step/halves"))
-            if len(rows) != len(cuts.whole) or rows.min() < 1:
-                raise InputError(f"{path}: the datasets in step do not fit each other: make the file again")
+            cuts = Cuts(*_by_rows(file, path, "step", "whole", "halves"))
+        if "hop" in file:
+            hops, nodes = Hops(*_by_rows(file, path, "hop", "flat", "twohop")), h5.attribute(file, "nodes", path, int)
         return Probe(tuple(h5.strings(file, "host", path)), h5.attribute(file, "library", path, str),
                      h5.attribute(file, "units", path, int), h5.attribute(file, "model", path, str),
-                     _verdicts(file, path), speeds, cuts)
+                     _verdicts(file, path), speeds, cuts, hops, nodes)
 
 
 def _verdicts(file, path: Path) -> Verdicts:
@@ -99,6 +109,15 @@ def _verdicts(file, path: Path) -> Verdicts:
     if unknown := set(verdicts) - set(VERDICTS):
         raise InputError(f"{path}: {unknown.pop()} is no verdict on a way: make the file again")
     return dict(zip(zip(transports, modes), verdicts))
+
+
+def _by_rows(file, path: Path, group: str, *names: str) -> list[np.ndarray]:
+    """The numbers of rows, and what was measured with each."""
+    rows = h5.take(file, f"{group}/rows", path, np.integer, 1)
+    columns = _columns(file, path, *(f"{group}/{name}" for name in names))
+    if len(rows) != len(columns[0]) or rows.min() < 1:
+        raise InputError(f"{path}: the datasets in {group} do not fit each other: make the file again")
+    return [rows, *columns]
 
 
 def _columns(file, path: Path, *names: str) -> list[np.ndarray]:

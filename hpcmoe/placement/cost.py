@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcmoe.files.plan import TERMS, Prediction, Weights
-from hpcmoe.placement.demand import Demand, Spread, local, members
-from hpcmoe.slots import Placements, Topology
+from hpcmoe.placement.demand import Demand, Spread
+from hpcmoe.slots import Placements, Topology, members, places
 from hpcmoe.traffic import CLASSES
 
 
@@ -56,12 +56,12 @@ def travelling(spread: Spread, exchange: str) -> Rows:
         return Rows(sent, back, np.zeros_like(sent), np.zeros_like(sent))
     per_node = load @ spread.node_share
     once = per_node * spread.merged(spread.node_share, spread.nodes)
-    found, nodes = Rows(*(np.zeros_like(back) for _ in range(4))), members(topology)
+    found, nodes = Rows(*(np.zeros_like(back) for _ in range(4))), members(topology.node)
     for whole, to in ((sent, found.near), (back, found.near_back)):
         passed = _passed(whole, topology)
         for ranks in nodes:
             to[np.ix_(ranks, ranks)] = passed[len(ranks)][:, ranks]
-    place = local(topology)
+    place = places(topology.node)
     for node, ranks in enumerate(nodes):
         others = np.flatnonzero(topology.node != node)
         by = ranks[place[others] % len(ranks)]
@@ -71,9 +71,9 @@ def travelling(spread: Spread, exchange: str) -> Rows:
 
 def _passed(rows: np.ndarray, topology: Topology) -> dict[int, np.ndarray]:
     """What each rank of a node takes in for it, `[size, X]`, by the node's size: sums of rows `[R, X]` over sources."""
-    place = local(topology)
+    place = places(topology.node)
     return {size: (np.arange(size)[:, None] == place % size).astype(np.float64) @ rows
-            for size in {len(ranks) for ranks in members(topology)}}
+            for size in {len(ranks) for ranks in members(topology.node)}}
 
 
 def terms(computes: np.ndarray, rows: Rows, topology: Topology, weights: Weights) -> np.ndarray:
@@ -104,7 +104,7 @@ def holding(demand: Demand, topology: Topology, weights: Weights, exchange: str)
     if exchange == "flat":
         return compute + weights.row * (demand.load.T @ pace)
     found, passed = np.empty((demand.experts, topology.ranks)), _passed(demand.load, topology)
-    for ranks in members(topology):
+    for ranks in members(topology.node):
         found[:, ranks] = compute + weights.row * (passed[len(ranks)].T @ pace[np.ix_(ranks, ranks)])
     return found
 

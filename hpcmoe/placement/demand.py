@@ -139,20 +139,3 @@ def reached(expert: np.ndarray, share: np.ndarray) -> np.ndarray:
 def elsewhere(topology: Topology) -> np.ndarray:
     """`[N]` float64: how likely a token of any rank is not on each node."""
     return 1 - np.bincount(topology.node, minlength=topology.nodes) / topology.ranks
-
-
-def members(topology: Topology) -> list[np.ndarray]:
-    """`[N]`: the ranks of each node, ascending."""
-    return [np.flatnonzero(topology.node == node) for node in range(topology.nodes)]
-
-
-def local(topology: Topology) -> np.ndarray:
-    """`[R]` int64: which of its node's ranks each rank is, from 0.
-
-    In two hops its rows for another node go to the rank that is the same there; where that node is smaller, counting
-    begins anew.
-    """
-    found = np.zeros(topology.ranks, np.int64)
-    for ranks in members(topology):
-        found[ranks] = np.arange(len(ranks))
-    return found

@@ -16,12 +16,12 @@ from hpcmoe.files.plan import Weights
 from hpcmoe.placement import plan
 from hpcmoe.placement.assign import assign, ordered
 from hpcmoe.placement.cost import holding, paces, terms, travelling
-from hpcmoe.placement.demand import Demand, Spread, elsewhere, members
+from hpcmoe.placement.demand import Demand, Spread, elsewhere
 from hpcmoe.placement.even import Price, evened
 from hpcmoe.placement.group import Room, granted, group
 from hpcmoe.placement.replicas import SAME, scan
 from hpcmoe.placement.touch import Tokens, cost
-from hpcmoe.slots import Placement, Topology
+from hpcmoe.slots import Placement, Topology, members
 
 NEAR = 1.01
 """Where nodes come first tokens may touch so many times the fewest that were found, to relieve the slowest node."""
@@ -158,7 +158,7 @@ class Slots:
         if not layer.hops:
             return ordered(R, self._assigned(np.arange(len(self.expert)), np.arange(R), 1), self.expert)
         node, rank = self._nodes(near), np.empty(len(self.expert), np.int64)
-        for number, ranks in enumerate(members(layer.topology)):
+        for number, ranks in enumerate(members(layer.topology.node)):
             slots = np.flatnonzero(node == number)
             if len(slots):
                 rank[slots] = self._assigned(slots, ranks, layer.topology.nodes)

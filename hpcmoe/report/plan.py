@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from hpcmoe import array, paths, tables
+from hpcmoe import array, launch, paths, tables
 from hpcmoe.engine.inputs import open_model
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import h5, plan, results, topology
@@ -48,8 +48,8 @@ class Run:
 
     routing: Routing
     model: ModelSpec
-    hosts: list[str]
-    """`[R]`"""
+    node: np.ndarray
+    """`[R]` int64: as the job had it"""
     tokens: float
     """of a step on a rank"""
     row: float
@@ -90,7 +90,7 @@ def read(source: Path) -> Run:
     routing = results.routing(source)
     with h5.reading(source, "results") as file:
         steps, hosts = results.steps(file, source), h5.strings(file, "host", source)
-        model, dtype = _model(h5.attribute(file, "job", source, str), source)
+        model, dtype, per_node = _job(h5.attribute(file, "job", source, str), source)
     layers = [layer for layer in range(len(routing.load)) if routing.load[layer].any()]
     L, _, E = routing.load.shape
     there = (model.layers, model.experts, list(model.moe_layers), model.moe.top_k if model.moe else 0)
@@ -102,17 +102,19 @@ def read(source: Path) -> Run:
     tokens = steps.tokens.sum() / max(len(steps.tokens), 1) / max(len(hosts), 1)
     if not (np.isfinite(spent) and spent >= 0 and tokens > 0):
         raise InputError(f"{source}: timings has values that cannot be: make the file again")
-    return Run(routing, model, hosts, float(tokens), float(model.hidden * dtype.itemsize), float(spent / rows))
+    node = np.arange(len(hosts)) // per_node if per_node else launch.number(hosts)
+    return Run(routing, model, np.array(node), float(tokens), float(model.hidden * dtype.itemsize), float(spent / rows))
 
 
-def _model(job: str, source: Path) -> tuple[ModelSpec, np.dtype]:
-    """The model of the job, and the dtype of its rows."""
+def _job(job: str, source: Path) -> tuple[ModelSpec, np.dtype, int]:
+    """The model of the job, the dtype of its rows, and its `parallel.ranks_per_node`."""
     try:
         table = tables.parse(job)
         path, dtype = Path(table["model"]), np.dtype(array.DTYPES[table["compute"]["dtype"]])
-    except (tables.Bad, KeyError, TypeError):
+        per_node = max(0, int(table.get("parallel", {}).get("ranks_per_node", 0)))
+    except (tables.Bad, KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{source}: attribute job is no job: make the file again") from None
-    return open_model(path).spec, dtype
+    return open_model(path).spec, dtype, per_node
 
 
 def _between(run: Run, source: Path, asked: Asked) -> Topology:
@@ -123,14 +125,13 @@ def _between(run: Run, source: Path, asked: Asked) -> Topology:
             raise JobError(f"{asked.topology} is of {found.ranks} ranks, and tells how they lie on nodes: leave out "
                            "--ranks and --ranks-per-node")
         return found
-    ranks = asked.ranks or len(run.hosts)
+    ranks = asked.ranks or len(run.node)
     if asked.per_node:
         node = np.arange(ranks) // asked.per_node
-    elif ranks == len(run.hosts):
-        numbers = {host: number for number, host in enumerate(dict.fromkeys(run.hosts))}
-        node = np.array([numbers[host] for host in run.hosts])
+    elif ranks == len(run.node):
+        node = run.node
     else:
-        raise JobError(f"--ranks {ranks}: {source} tells the nodes of its own {len(run.hosts)} ranks only: give "
+        raise JobError(f"--ranks {ranks}: {source} tells the nodes of its own {len(run.node)} ranks only: give "
                        "--ranks-per-node or --topology too")
     same, own = node[:, None] == node, np.eye(ranks, dtype=bool)
     latency, rate = (np.where(same, near, far) for near, far in zip(NEAR, FAR))

@@ -10,6 +10,7 @@ from hpcmoe import config, launch, paths
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs
 from hpcmoe.engine.memory import plan_sizes
+from hpcmoe.engine.seats import place
 from hpcmoe.errors import DeviceError, InputError
 from hpcmoe.files import probe
 from hpcmoe.files.probe import ENDED, WORKS, WRONG, Probe
@@ -64,7 +65,9 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
         way = ways.Way("alltoallv", known.best(), memory=world.memory)
         if known.works(known.best(), "persistent"):
             way = replace(way, mode="auto", speeds=tune.measure(world.comm, world.idle, units, way, rounds=31))
-        known = replace(known, speeds=way.speeds, cuts=cuts.measure_cuts(world, model, job, way, most))
+        tried = ways.measure_hops(world, job, model, place(model, world.size, job), way)
+        known = replace(known, speeds=way.speeds, cuts=cuts.measure_cuts(world, model, job, way, most), hops=tried.hops,
+                        nodes=len(set(world.nodes)))
         save(known)
     if world.rank == 0:
         page(text.console(), known)
@@ -124,4 +127,11 @@ def page(out: Console, found: Probe) -> None:
             grid.add_row(str(rows), text.seconds(whole), text.seconds(halves),
                          "cuts in two" if found.cuts.pays(rows) else "leaves whole")
         out.print("\nA step through a few of the model's layers")
+        out.print(grid)
+    if found.hops:
+        grid = text.table(">tokens/rank", ">straight", ">two hops", "auto")
+        for rows, flat, hops in zip(found.hops.rows.tolist(), found.hops.flat, found.hops.twohop):
+            grid.add_row(str(rows), text.seconds(flat), text.seconds(hops),
+                         "two hops" if found.hops.pays(rows) else "straight")
+        out.print(f"\nDispatch and return between {found.nodes} nodes, uniform routing")
         out.print(grid)

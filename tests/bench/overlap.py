@@ -5,7 +5,6 @@ weights in turns, with GEMMs of the model's own as the compute; the link is shap
 part of it. The last line is `hidden NN %`, the least over the shapes.
 """
 
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import twohosts
 
-from hpcmoe import array, launch, launcher
+from hpcmoe import array, launch
 from hpcmoe.config import Generate
 from hpcmoe.engine import device, layer, schedule
 from hpcmoe.engine.device import RankSegments
@@ -158,25 +157,5 @@ def page(world: launch.World) -> None:
         print(f"hidden {100 * worst:.0f} %")
 
 
-def rank() -> int:
-    """Under mpiexec: a rank on its share of the cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[launcher.rank_by_launcher() % len(cores)::2])
-    world = launch.start()
-    return launch.guarded(world, lambda: page(world))
-
-
-def main() -> int:
-    """The two hosts, and a rank on each."""
-    if sys.argv[1:] == ["rank"]:
-        return rank()
-    missing = twohosts.check()
-    if missing:
-        print(f"bench-overlap: {missing}", file=sys.stderr)
-        return 2
-    with twohosts.hosts():
-        return twohosts.mpiexec("-genv", "OPENBLAS_NUM_THREADS", "1", sys.executable, __file__, "rank")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(twohosts.main(__file__, page, 1))

@@ -5,7 +5,6 @@ the ranks of a host have together is compared with it, and latencies with those 
 """
 
 import contextlib
-import os
 import socket
 import sys
 import time
@@ -13,7 +12,7 @@ import time
 import numpy as np
 import twohosts
 
-from hpcmoe import launch, launcher
+from hpcmoe import launch
 from hpcmoe.bench import topology
 from hpcmoe.exchange.interface import until
 from hpcmoe.report import text
@@ -78,27 +77,5 @@ def page(world: launch.World) -> None:
         out.print(grid)
 
 
-def rank() -> int:
-    """Under mpiexec: a rank on its host's core."""
-    cores = sorted(os.sched_getaffinity(0))
-    half = launcher.rank_by_launcher() * 2 // launcher.tasks_by_launcher()
-    os.sched_setaffinity(0, cores[half % len(cores)::2])
-    world = launch.start()
-    return launch.guarded(world, lambda: page(world))
-
-
-def main() -> int:
-    """The two hosts, and ranks on each."""
-    if sys.argv[1:] == ["rank"]:
-        return rank()
-    missing = twohosts.check()
-    if missing:
-        print(f"bench-topology: {missing}", file=sys.stderr)
-        return 2
-    with twohosts.hosts():
-        return max(twohosts.mpiexec("-genv", "OPENBLAS_NUM_THREADS", "1", sys.executable, __file__, "rank", ranks=ranks)
-                   for ranks in RANKS)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(twohosts.main(__file__, page, *RANKS))

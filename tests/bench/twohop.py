@@ -6,14 +6,13 @@ link's share is what the bytes of the flat exchange take there, but for those th
 time: where that is little, ranks that share a core are what costs, and one hop more is one more turn of them all.
 """
 
-import os
 import sys
 from dataclasses import replace
 
 import numpy as np
 import twohosts
 
-from hpcmoe import launch, launcher
+from hpcmoe import launch
 from hpcmoe.array import BFLOAT16
 from hpcmoe.exchange import tune, tune_hops
 from hpcmoe.exchange.grid import grid
@@ -101,26 +100,5 @@ def page(world: launch.World) -> None:
               f"auto takes the faster in {sum(right)} of {len(right)}", flush=True)
 
 
-def rank(ranks: int) -> int:
-    """Under mpiexec, with so many ranks on each host: a rank on its host's share of the cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[launcher.rank_by_launcher() // ranks % len(cores)::2])
-    world = launch.start()
-    return launch.guarded(world, lambda: page(world))
-
-
-def main() -> int:
-    """The two hosts, and ranks on each."""
-    if sys.argv[1:2] == ["rank"]:
-        return rank(int(sys.argv[2]))
-    missing = twohosts.check()
-    if missing:
-        print(f"bench-twohop: {missing}", file=sys.stderr)
-        return 2
-    with twohosts.hosts():
-        return max(twohosts.mpiexec("-genv", "OPENBLAS_NUM_THREADS", "1", sys.executable, __file__, "rank", str(ranks),
-                                    ranks=ranks) for ranks in RANKS)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(twohosts.main(__file__, page, *RANKS))

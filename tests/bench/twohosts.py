@@ -8,8 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from hpcmoe import launch, launcher
+from hpcmoe.launch import World
 
 HOSTS = ("10.99.71.1", "10.99.71.2")
 """Names of the namespaces, and addresses in them."""
@@ -82,6 +85,23 @@ def shape(rate: float) -> None:
     """
     subprocess.run(["tc", "qdisc", "replace", "dev", LINK, "root", "tbf", "rate", f"{round(8 * rate)}bit", "burst",
                     str(BURST), "latency", "200ms"], check=True)
+
+
+def main(file: str, page: Callable[[World], None], *ranks: int) -> int:
+    """The benchmark in `file`: the two hosts, and each number of ranks on either, which share its core; `page` is what
+    a rank does. The exit code."""
+    if sys.argv[1:] == ["rank"]:
+        cores, host = sorted(os.sched_getaffinity(0)), launcher.rank_by_launcher() * 2 // launcher.tasks_by_launcher()
+        os.sched_setaffinity(0, cores[host % len(cores)::2])
+        world = launch.start()
+        return launch.guarded(world, lambda: page(world))
+    missing = check()
+    if missing:
+        print(f"bench-{Path(file).stem}: {missing}", file=sys.stderr)
+        return 2
+    with hosts():
+        return max(mpiexec("-genv", "OPENBLAS_NUM_THREADS", "1", sys.executable, file, "rank", ranks=count)
+                   for count in ranks)
 
 
 def mpiexec(*command: str, ranks: int = 1) -> int:

@@ -26,7 +26,7 @@ from test_plan import a_plan, results_file
 from hpcmoe.files import exchange, model, plan, probe, topology
 from hpcmoe.files.exchange import Figure, Table
 from hpcmoe.files.probe import Probe
-from hpcmoe.types import Cuts, Speeds
+from hpcmoe.types import Cuts, Hops, Speeds
 
 CHECK = ("check", "job.toml", "--ranks", "4", "--set", "output=new.h5")
 RUN = ("run", "job.toml", "--overwrite")
@@ -72,7 +72,8 @@ def make(folder: Path) -> None:
     ways = {("device", "alltoallv"): "works", ("device", "persistent"): "works", ("staged", "alltoallv"): "wrong"}
     sizes = np.array([1.0, 2.0, 4.0])
     probe.write(folder / "probe.h5", Probe(("a",), "MPI", 16, "tiny", ways, Speeds(sizes, sizes, sizes),
-                                           Cuts(np.array([1, 2]), sizes[:2], sizes[:2])), "none")
+                                           Cuts(np.array([1, 2]), sizes[:2], sizes[:2]),
+                                           Hops(np.array([1, 2]), sizes[:2], sizes[:2]), 2), "none")
     figures = [Figure("even", 1, 2, *[1e-5] * 6)] * 2
     exchange.write(folder / "exchange.h5", Table(figures, 16, "float32", 5, ("a", "b"), "MPI"))
     plan.write(folder / "plan.h5", a_plan(1))

@@ -1,7 +1,7 @@
 """Ranks that die under an MPI with fault tolerance: the others take over their experts and their prompts, or commit.
 
-Those that lose ranks are in make test-long: of some 25 jobs one, overlapped, with persistent requests and without rank
-0, did not come to its next step's end, and why is not known yet.
+Those that lose ranks are in make test-long: of the first 25 jobs one, overlapped, with persistent requests and without
+rank 0, did not come to its next step's end, and why is not known yet.
 """
 
 import os

@@ -150,6 +150,24 @@ def test_auto_measures_where_there_is_no_probe(world, everywhere, job):
     everywhere([] if right else [f"{way}"])
 
 
+def test_two_hops_are_probed_where_nodes_have_several_ranks(world, everywhere, job):
+    """On nodes of two ranks; a run goes by that, and measures where it lies on another number of nodes."""
+    code = page.run(job, ("parallel.ranks_per_node=2",), None)
+    launch.meet(world.comm)
+    found, several = probe.read(job.with_name("probe.h5")), world.size > 2
+    problems = [] if code == 0 and (found.hops is not None) == several else [f"{code}, {found}"]
+    if several and world.size == 4:
+        for per_node, taken in ((2, True), (3, True), (1, False), (4, False)):
+            on = launch.with_nodes(world, per_node)
+            way = ways.choose_way(on, config.load(job), TINY, place(TINY, world.size), found)
+            if (way.hops is found.hops) != taken or (way.by is not None) != taken:
+                problems.append(f"{per_node}: {way}")
+        other = replace(found, nodes=3)
+        way = ways.choose_way(launch.with_nodes(world, 2), config.load(job), TINY, place(TINY, world.size), other)
+        problems += [] if way.hops is not None and way.hops is not found.hops else ["not measured anew"]
+    everywhere(problems)
+
+
 def test_the_job_is_cut_where_the_probe_says(world, everywhere, job):
     resolved = config.load(job)
     found = Probe(world.hosts, "", 1, "", {("device", "alltoallv"): WORKS}, SPEEDS,

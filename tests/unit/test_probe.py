@@ -15,13 +15,14 @@ from hpcmoe.files import probe
 from hpcmoe.files.probe import ENDED, WORKS, WRONG, Probe
 from hpcmoe.report import probe as page
 from hpcmoe.report.show import show
-from hpcmoe.types import MODES, TRANSPORTS, Cuts, Speeds
+from hpcmoe.types import MODES, TRANSPORTS, Cuts, Hops, Speeds
 
 SPEEDS = Speeds(np.array([1e3, 1e4, 1e5]), np.array([9.0, 10.0, 20.0]), np.array([5.0, 10.0, 90.0]))
 CUTS = Cuts(np.array([1, 4, 16]), np.array([1.0, 2.0, 4.0]), np.array([2.0, 2.0, 3.0]))
+HOPS = Hops(np.array([1, 4]), np.array([1.0, 4.0]), np.array([2.0, 3.0]))
 WHOLE = Probe(("a", "b"), "MPI", 64, "tiny",
               {("device", "alltoallv"): ENDED, ("staged", "alltoallv"): WORKS, ("staged", "persistent"): WORKS}, SPEEDS,
-              CUTS)
+              CUTS, HOPS, 2)
 
 
 def test_a_probe_is_read_as_it_was_written(tmp_path, capsys):
@@ -33,8 +34,11 @@ def test_a_probe_is_read_as_it_was_written(tmp_path, capsys):
         assert np.array_equal(getattr(found.speeds, name), getattr(SPEEDS, name))
     for name in ("rows", "whole", "halves"):
         assert np.array_equal(getattr(found.cuts, name), getattr(CUTS, name))
+    for name in ("rows", "flat", "twohop"):
+        assert np.array_equal(getattr(found.hops, name), getattr(HOPS, name))
     show(tmp_path / "p.h5", 20)
     said = capsys.readouterr().out
+    assert found.nodes == 2 and "between 2 nodes" in said and "two hops" in said and "straight" in said
     assert "alltoallv ENDED A PROBE, persistent was not tried" in said and "cuts in two" in said
     assert "alltoallv works, persistent works; auto takes it" in said
 
