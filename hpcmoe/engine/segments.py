@@ -77,7 +77,8 @@ class CpuSegments:
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
         L, E = self.model.layers, self.model.experts
-        return Work(batch, number, self._lanes[number], np.zeros((L, E), np.int64), np.zeros(L, np.int64))
+        return Work(batch, number, self._lanes[number], np.zeros((L, E), np.int64), np.zeros(L, np.int64),
+                    sampled(batch.rows))
 
     def go(self, rows: int) -> None:
         """See `layer.Segments`."""
@@ -191,7 +192,7 @@ class CpuSegments:
         with self._stage("gate", work, work.batch.rows):
             work.route = gate(moe, weights.gate, work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
-            work.sample.append(work.route.expert[sampled(work.batch.rows)].astype(np.int16))
+            work.sample.append(work.route.expert[work.tokens].astype(np.int16))
         if work.layer not in self.exact:
             self._pack(work)
 
@@ -261,7 +262,7 @@ class CpuSegments:
     def _sample(self, work: Work) -> np.ndarray:
         """As in `Outcome`."""
         K = work.sample[0].shape[1] if work.sample else 0
-        sample = np.full((len(sampled(work.batch.rows)), self.model.layers, K), -1, np.int16)
+        sample = np.full((len(work.tokens), self.model.layers, K), -1, np.int16)
         for layer, chosen in zip(self.moe_layers, work.sample):
             sample[:, layer] = chosen
         return sample

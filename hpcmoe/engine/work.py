@@ -22,8 +22,10 @@ class Work:
     """`[L, E]` int64: rows sent to each expert so far"""
     computed: np.ndarray
     """`[L]` int64: rows that this rank's experts computed so far"""
+    tokens: np.ndarray
+    """`[s]` int64: those that are sampled, and"""
     sample: list[np.ndarray] = field(default_factory=list)
-    """by layer with experts: `[s, K]` int16, those of some tokens"""
+    """by layer with experts: `[s, K]` int16, theirs"""
     layer: int = 0
     angles: tuple[np.ndarray, np.ndarray] = field(init=False)
     x: np.ndarray = field(init=False)
