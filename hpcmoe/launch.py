@@ -214,11 +214,11 @@ def guarded(world: World, work: Callable[[], int | None]) -> int:
     """Runs `work`; returns the exit code that all ranks agree on, work's own if it returns one, or ends the whole job
     from this rank."""
     try:
-        return work() or 0
+        code = work() or 0
     except Agreed as agreed:
         if agreed.mine:
             report(agreed.line)
-        return agreed.code
+        code = agreed.code
     except HpcmoeError as error:
         report(f"rank {world.rank} on {world.hosts[world.rank]}: {error}" if world.size > 1 else str(error))
         end_all(world, error.code)
@@ -235,6 +235,19 @@ def guarded(world: World, work: Callable[[], int | None]) -> int:
         print(f"hpcmoe: internal error on rank {world.rank} of {world.size}, host {world.hosts[world.rank]}:\n"
               + traceback.format_exc(), file=sys.stderr, end="", flush=True)
         end_all(world, INTERNAL)
+    if _survivors:
+        part(code)
+    return code
+
+
+def part(code: int) -> NoReturn:
+    """Ends a rank that outlived others, once all have come here. `Finalize` would wait for the dead, now and then for
+    ever: Open MPI's runtime counts them among those that are to come to its fence."""
+    sys.stdout.flush()
+    be_heard([1, 2])
+    with suppress(Exception):  # others may be gone already
+        meet(_survivors)
+    os._exit(code)
 
 
 def end_all(world: World, code: int) -> NoReturn:

@@ -23,10 +23,11 @@ from hpcmoe import tables
 from hpcmoe.files import prompts
 from hpcmoe.spec import Attention
 
-RANKS, VICTIM, ROUNDS = 16, 5, 5
+RANKS, VICTIM, ROUNDS, PROMPTS = 16, 5, 5, 1600
 MODEL = replace(TINY, hidden=512, attention=Attention(8, 8, 64), moe=replace(TINY.moe, experts=RANKS, hidden=1024))
 JOB = ('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[generate]\nmax_new_tokens = 40\nignore_eos = true\n'
-       '[compute]\ndtype = "float32"\n[checkpoint]\nevery = 5.0\non_failure = "shrink"\n')
+       '[compute]\ndtype = "float32"\n[schedule]\nmax_sequences = 8\n[checkpoint]\nevery = 2.0\n'
+       'on_failure = "shrink"\n')
 SAID = re.compile(r"again in ([\d.]+) s, and go on after ([\d.]+) s")
 
 
@@ -36,7 +37,8 @@ def measure(folder: Path) -> tuple[float, float, float, float]:
     running = Running(RANKS, job, "--trace", "--overwrite", by=ULFM)
     pids = running.ranks()
     wait_for(lambda: (folder / "out.h5.parts").exists() or running.process.poll() is not None)
-    time.sleep(6)
+    assert running.process.poll() is None and len(pids) == RANKS, running.said
+    time.sleep(1)
     os.kill(pids[VICTIM], signal.SIGKILL)
     assert running.wait(600) == 0, running.said
     reading, going = map(float, SAID.search(running.said).groups())
@@ -53,7 +55,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hpcmoe-shrink-") as name:
         folder = Path(name)
         (folder / "spec.toml").write_text(tables.dump(MODEL))
-        prompts.write(folder / "p.h5", [str(n) for n in range(160)], [np.array([n % 90], np.int32) for n in range(160)])
+        prompts.write(folder / "p.h5", [str(n) for n in range(PROMPTS)],
+                      [np.array([n % 90], np.int32) for n in range(PROMPTS)])
         (folder / "job.toml").write_text(JOB)
         for _ in range(ROUNDS):
             step, reading, going, longest = measure(folder)
