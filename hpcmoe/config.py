@@ -59,6 +59,9 @@ class Balance:
                                  "plan has replicas of its own", choices=("none", "replicas"))
     exact: bool = key(False, help="count each expert's rows on all ranks first, so that its replicas get equal parts "
                                   "however few rows a rank has; costs one small exchange a layer")
+    replan_every: int = key(0, help="steps between two looks at the load: where other experts in the ranks' slots "
+                                    "would spread it better, they are read beside the steps and take their places "
+                                    "between two; 0 = never", least=0)
 
 
 @dataclass(frozen=True)

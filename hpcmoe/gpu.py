@@ -44,6 +44,12 @@ def take(device: str) -> Gpu:
     return Gpu(address)
 
 
+def number() -> int:
+    """Of this rank's GPU among those that the process sees."""
+    from cupy.cuda import runtime
+    return int(runtime.getDevice())
+
+
 def free_memory() -> int:
     """Bytes that this rank's GPU has free, for all who sit on it."""
     from cupy.cuda import runtime

@@ -1,6 +1,6 @@
 """CUDA graphs: work that one stream is given again and again, as one launch."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 import cupy
 
@@ -17,10 +17,10 @@ class Graphs:
 
     def __init__(self, stream: cupy.cuda.Stream) -> None:
         self._stream, self._pool = stream, cupy.cuda.MemoryPool()
-        self._graphs: dict[Hashable, cupy.cuda.Graph | None] = {}
+        self._graphs: dict[tuple, cupy.cuda.Graph | None] = {}
         self.capturing = False
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+    def run(self, key: tuple, work: Callable[[], None]) -> None:
         """Gives `work` to the stream: the first time call by call, the second time as it is captured, then as a graph.
 
         What comes but once is not worth a graph; and what is tuned or compiled at its first call must not be captured.
@@ -35,6 +35,10 @@ class Graphs:
         if graph is None:
             graph = self._graphs[key] = self._capture(work)
         graph.launch(self._stream)
+
+    def forget(self, of: Callable[[tuple], bool]) -> None:
+        """Those with such keys, which are none of the stream's any more, are made anew when they are next wanted."""
+        self._graphs = {key: graph for key, graph in self._graphs.items() if not of(key)}
 
     def _capture(self, work: Callable[[], None]) -> cupy.cuda.Graph:
         with self._stream, cupy.cuda.using_allocator(self._pool.malloc):

@@ -1,4 +1,5 @@
-"""What a GPU computes between two exchanges: embedding, attention, dense blocks, gates. A graph, if it recurs."""
+"""What a GPU computes between two exchanges: embedding, attention, dense blocks, gates; a graph, if it recurs. Then the
+next tokens."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -6,7 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import cupy
 import numpy as np
 
-from hpcmoe.device import attention, norm, rows
+from hpcmoe.config import Generate
+from hpcmoe.device import attention, choice, norm, rows
 from hpcmoe.device.attending import Attending
 from hpcmoe.device.attention import KvCache
 from hpcmoe.device.gate import Map, choose, make_map, order, spread
@@ -17,8 +19,9 @@ from hpcmoe.device.swiglu import swiglu, weigh
 from hpcmoe.engine.room import Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.exchange.replicas import Near
+from hpcmoe.kernels.choice import uniform
 from hpcmoe.model.weights import Shared, Weights
-from hpcmoe.slots import Placements
+from hpcmoe.slots import Placement, Placements
 from hpcmoe.spec import ModelSpec
 
 
@@ -36,6 +39,12 @@ class Blocks:
         self.maps: list[Map | None] = [made.get(id(placement)) for placement in placements]
         self.at_home = self._ranks == 1 and model.experts == 1
         """whether rows never leave: the rank has the only expert, so nobody needs to be told of counts"""
+
+    def change(self, layer: int, placement: Placement, near: Near, held: Weights) -> None:
+        """See `device.RankSegments`; near: of the layer's replicas. Graphs that know where they were are forgotten."""
+        self.weights, self.maps[layer] = held, make_map(placement, near.slot)
+        first = max((n + 1 for n in self.exchanged if n < layer), default=0)  # behind the exchange before
+        self._graphs.forget(lambda key: key[-1] == first)
 
     @property
     def exchanged(self) -> list[int]:
@@ -143,3 +152,19 @@ class Blocks:
         if weights.gate is not None:
             weigh(y, self.gemm(normed, weights.gate))
         return y
+
+    def next_tokens(self, work: Work, part: slice, rules: Generate,
+                    keep_logits: bool) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
+        """Of a part of the wanted rows: tokens, log-probabilities, and logits where they are kept."""
+        batch, room = work.batch, work.room
+        wanted = batch.wanted[part]
+        normed = norm.rms_norm(work.x, self.weights.norm, self.model.norm_eps, room.wanted.send(wanted))
+        logits = self.gemm(normed, self.weights.head)
+        u = np.zeros(len(wanted))
+        if rules.temperature:
+            u[:] = [uniform(rules.seed, int(p), int(at) + 1)
+                    for p, at in zip(batch.prompt[part], batch.position[wanted])]
+        token, logprob = choice.next_token(logits, room.target.send(batch.target[part]), room.u.send(u),
+                                           rules.temperature, rules.top_p)
+        kept = logits if keep_logits else cupy.empty((len(logits), 0), logits.dtype)  # a view would keep all
+        return token, logprob, kept

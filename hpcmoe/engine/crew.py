@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmoe import array, ulfm
+from hpcmoe import array, gpu, ulfm
 from hpcmoe.config import Job
 from hpcmoe.engine import device, output
 from hpcmoe.engine.batch import Sequences
@@ -21,6 +22,7 @@ from hpcmoe.engine.memory import Memory, Sizes
 from hpcmoe.engine.pool import Pool
 from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
+from hpcmoe.engine.replan import Replans
 from hpcmoe.engine.start import Plan
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.ways import among, choose_turns, choose_way
@@ -30,9 +32,10 @@ from hpcmoe.files.lock import Held
 from hpcmoe.files.parts import Provenance
 from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, shrink, together
+from hpcmoe.model.weights import Swiglu, changed
 from hpcmoe.notice import DEATH, Notice
 from hpcmoe.placement.plan import inherit
-from hpcmoe.slots import held_by, most
+from hpcmoe.slots import Placement, held_by, most
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Crew:
         self._done: set[int] = set()
         self._left = list(plan.left.begun)
         """by ranks that died: rows of prompts that they answered, and answers that they began"""
-        self._abandoned: list[RankSegments] = []
+        self._abandoned: list[tuple[RankSegments, Replans | None]] = []
         """of earlier worlds: MPI may still write to the buffers of exchanges that never ended"""
         self._open()
 
@@ -91,7 +94,21 @@ class Crew:
             self.world.comm, self._watch, self._model.spec, self._held, self._placements, self._sizes,
             self._job.generate, self._dtype, self._way, self._turns.most, overlapped=self._turns.overlapped,
             nodes=self.world.nodes, trace=self._trace, cache=cache))
+        self._replans = self._new_replans() if self._job.balance.replan_every and self._model.spec.moe else None
         self._progress = open_progress(self.world.rank, self._tally.prompts)
+
+    def _new_replans(self) -> Replans:
+        spec, memory = self._model.spec, self.world.memory
+        mine, read = gpu.number() if memory == "device" else 0, planned(self._memory)(device.experts)
+        return Replans(self.world.comm, self._watch, self._job.balance.replan_every, self._placements,
+                       (spec.layers, spec.experts), self._change,
+                       lambda layer, experts: read(self._model, layer, experts, self._dtype, memory, mine))
+
+    def _change(self, layer: int, placement: Placement, slots: Mapping[int, Swiglu]) -> None:
+        """A `replan.Change`."""
+        self._held = changed(self._held, layer, slots)
+        self._placements = [*self._placements[:layer], placement, *self._placements[layer + 1:]]
+        self._segments.change(layer, placement, self._held)
 
     def answer(self, notice: Notice) -> Stop | None:
         """Answers all prompts, and commits the answers; says why where not all. Collective. Raises `Agreed`."""
@@ -103,6 +120,8 @@ class Crew:
         if not (stop and stop.reason == DEATH):  # else what they have goes with the process
             self._vote.free()
             self._segments.free()
+            if self._replans:
+                self._replans.free()
         self._watch.free()
         return stop
 
@@ -112,7 +131,7 @@ class Crew:
             stop, word = None, ulfm.WELL
             try:
                 stop = generate(self._vote, self.world.rank, self._pool, self._sequences, self._segments, self._turns,
-                                self._record, self._progress, notice, self._tally)
+                                self._record, self._progress, notice, self._tally, self._replans)
             except Exception as error:
                 if not ulfm.tells_of_death(error):
                     raise
@@ -133,7 +152,9 @@ class Crew:
         begin, before = time.monotonic(), self.world
         self._segments.close()
         self._progress.close()
-        self._abandoned.append(self._segments)
+        if self._replans:
+            self._replans.close()
+        self._abandoned.append((self._segments, self._replans))
         self.world, living = shrink(before)
         dead = sorted(set(range(before.size)) - set(living))
         lost, self._names = [self._names[rank] for rank in dead], [self._names[rank] for rank in living]
@@ -165,7 +186,7 @@ class Crew:
                                                             self.world.memory))
         reading = time.monotonic() - begin
         self._way = among(self._way, self.world.nodes)
-        self._open(self._abandoned[-1].cache)
+        self._open(self._abandoned[-1][0].cache)
         if self.world.rank == 0:
             dead = ", ".join(f"rank {name} (process {loss.before.pids[rank]} on {loss.before.hosts[rank]})"
                              for name, rank in zip(loss.names, loss.dead))

@@ -1,6 +1,7 @@
 """On which device a rank computes: the weights and segments of a CPU, or of a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +16,8 @@ from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
-from hpcmoe.model.weights import Held, Weights
-from hpcmoe.slots import Placements
+from hpcmoe.model.weights import Held, Swiglu, Weights
+from hpcmoe.slots import Placement, Placements
 from hpcmoe.spec import ModelSpec
 
 
@@ -28,6 +29,10 @@ class RankSegments(Segments, Protocol):
     clock: Clock
     watch: Watch | Unwatched
 
+    def change(self, layer: int, placement: Placement, held: Weights) -> None:
+        """Between two steps: from now on a layer has this placement, with as many slots on each rank as before, and the
+        rank holds what is in `held`. Local, on all ranks alike."""
+
     def close(self) -> None:
         """Nothing more is begun, and what was is done. Local."""
 
@@ -37,20 +42,35 @@ class RankSegments(Segments, Protocol):
 
 def load(source: Source, held: Held, dtype: np.dtype, memory: str) -> Weights:
     """What this rank holds, in `memory` (one of `array.MEMORY`). Local. Raises `InputError`."""
-    if memory == "host":
-        return weights.load(source, held, dtype)
-    from hpcmoe.device.weights import bringing, keep
-    with bringing(source) as bring:
-        return weights.load(source, held, dtype, keep, bring)
+    with _into(memory, source) as ways:
+        return weights.load(source, held, dtype, *ways)
 
 
 def take_over(held: Weights, source: Source, more: Held, dtype: np.dtype, memory: str) -> Weights:
     """`held` with the experts `more` of each layer. As `load`."""
+    with _into(memory, source) as ways:
+        return weights.take_over(held, source, more, dtype, *ways)
+
+
+def experts(source: Source, layer: int, wanted: Sequence[int], dtype: np.dtype, memory: str,
+            gpu: int) -> tuple[Swiglu, ...]:
+    """Some experts of a layer, on any thread; `gpu` is the number of the rank's own. As `load`."""
+    if memory == "device":
+        from cupy.cuda import runtime
+        runtime.setDevice(gpu)  # each thread has one
+    with _into(memory, source) as ways:
+        return weights.experts(source, layer, wanted, dtype, *ways)
+
+
+@contextmanager
+def _into(memory: str, source: Source) -> Iterator[tuple]:
+    """How tensors of a source come to be in `memory`: a `Keep` and a `Bring`, where it takes any."""
     if memory == "host":
-        return weights.take_over(held, source, more, dtype)
+        yield ()
+        return
     from hpcmoe.device.weights import bringing, keep
     with bringing(source) as bring:
-        return weights.take_over(held, source, more, dtype, keep, bring)
+        yield keep, bring
 
 
 def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,

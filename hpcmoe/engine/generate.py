@@ -11,6 +11,7 @@ from hpcmoe.engine.device import RankSegments
 from hpcmoe.engine.pool import Pool
 from hpcmoe.engine.progress import Progress
 from hpcmoe.engine.record import Record
+from hpcmoe.engine.replan import Replans
 from hpcmoe.engine.ways import Turns
 from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.watch import Unwatched, Watch
@@ -57,13 +58,13 @@ class Vote:
 
     def __init__(self, comm, watch: Watch | Unwatched) -> None:
         self._comm, self._watch = comm.Dup(), watch
-        self._all = np.zeros((comm.size, 5), np.int64)
+        self._all = np.zeros((comm.size, 6), np.int64)
 
-    def __call__(self, free: int, active: int, ahead: int, tokens: int, reason: int) -> np.ndarray:
-        """`[R, 5]` int64: each rank's free and taken slots, tokens ahead, new tokens so far, and its reason to end now
-        (`Notice.reason`)."""
+    def __call__(self, free: int, active: int, ahead: int, tokens: int, reason: int, ready: int) -> np.ndarray:
+        """`[R, 6]` int64: each rank's free and taken slots, tokens ahead, new tokens so far, its reason to end now
+        (`Notice.reason`), and what it is ready for (`Replans.ready`)."""
         self._watch.mark("vote")
-        request = self._comm.Iallgather(np.array([free, active, ahead, tokens, reason], np.int64), self._all)
+        request = self._comm.Iallgather(np.array([free, active, ahead, tokens, reason, ready], np.int64), self._all)
         until(request.Test, self._watch.idle)
         return self._all
 
@@ -73,7 +74,8 @@ class Vote:
 
 
 def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: RankSegments, turns: Turns,
-             record: Record, progress: Progress, notice: Notice, tally: Tally) -> Stop | None:
+             record: Record, progress: Progress, notice: Notice, tally: Tally,
+             replans: Replans | None = None) -> Stop | None:
     """Answers the prompts in `pool`, the same on all ranks, in steps that are cut as `turns` says.
 
     Where any rank has notice to end, all do so before their next step: what came of it is returned.
@@ -85,7 +87,7 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         begin, clock.trace.step = time.perf_counter(), tally.step
         with clock.voting():
             state = vote(sequences.free, sequences.active, sequences.ahead, tally.tokens,
-                         notice.reason(AHEAD * tally.longest))
+                         notice.reason(AHEAD * tally.longest), replans.ready if replans else 0)
         active = int(state[:, 1].sum())
         progress.update(tally.prompts - len(pool) - active, int(state[:, 3].sum()))
         ranks = deal(state[:, 0], len(pool))
@@ -94,6 +96,8 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         if state[:, 4].any():
             first = int(np.flatnonzero(state[:, 4])[0])
             return Stop(first, int(state[first, 4]), len(pool), active, tally.step)
+        if replans:
+            replans.between(state[:, 5], tally.step)
         clock.trace.push("step")
         ahead = state[:, 2].copy()
         for task, taker in zip(pool.take(len(ranks)), ranks):
@@ -112,7 +116,10 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         tally.tokens += chosen
         traffic, end = clock.read_traffic(), time.perf_counter()
         clock.trace.pop("step", "step", begin, end, rows=rows)
-        record.add(answers, np.sum([outcome.load for outcome in outcomes], axis=0),
+        load = np.sum([outcome.load for outcome in outcomes], axis=0)
+        if replans:
+            replans.add(load)
+        record.add(answers, load,
                    np.sum([outcome.computed for outcome in outcomes], axis=0),
                    np.concatenate([outcome.sample for outcome in outcomes]), traffic,
                    StepTime(tally.step, rows, chosen, end - begin, clock.read(), traffic.total()), sequences.begun)

@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 
 from hpcmoe.config import Generate
-from hpcmoe.device import choice, gate, norm, rows
+from hpcmoe.device import gate, rows
 from hpcmoe.device.attention import KvCache
 from hpcmoe.device.cuda import Event, to_host
 from hpcmoe.device.grouped import Grouped
@@ -31,9 +31,8 @@ from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.replicas import exact, near
 from hpcmoe.exchange.route import plan_receive, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
-from hpcmoe.kernels.choice import uniform
 from hpcmoe.model.weights import Swiglu, Weights
-from hpcmoe.slots import Placements, most
+from hpcmoe.slots import Placement, Placements, most
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Layout, Outcome, dense, sampled
 
@@ -45,7 +44,8 @@ class GpuSegments:
                  lanes: Lanes, rooms: Sequence[Room], watch: Watch | Unwatched, rules: Generate,
                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
         """`lanes`, and one room for each, of the micro-batches of a step; else as `segments.CpuSegments`."""
-        self.model, self.weights, self.cache, self.placements, self.rank = model, weights, cache, placements, rank
+        self.model, self.weights, self.cache, self.rank = model, weights, cache, rank
+        self.placements = list(placements)
         self._lanes, self.rooms, self.watch, self.rules, self.keep_logits = lanes, rooms, watch, rules, keep_logits
         self._compute = cupy.cuda.Stream(non_blocking=True)
         self._timer = Timer(self._compute)
@@ -175,7 +175,7 @@ class GpuSegments:
         """See `layer.Segments`."""
         step = max(1, LOGITS // self.model.vocabulary)
         with self._compute, self._blocks.stage("head", work, len(work.batch.wanted)):
-            parts = [self._next_tokens(work, slice(first, first + step))
+            parts = [self._blocks.next_tokens(work, slice(first, first + step), self.rules, self.keep_logits)
                      for first in range(0, max(len(work.batch.wanted), 1), step)]
             work.results = tuple(to_host(cupy.concatenate(part)) for part in zip(*parts))
             work.results += to_host(work.room.load), to_host(work.room.sample)
@@ -190,6 +190,12 @@ class GpuSegments:
         rows = load[:, :self.model.experts].astype(np.int64)
         return Outcome(token.copy(), logprob.copy(), rows, rows.sum(axis=1) if self._blocks.at_home else work.computed,
                        sample[:len(sampled(work.batch.rows))].copy(), wide)
+
+    def change(self, layer: int, placement: Placement, held: Weights) -> None:
+        """See `device.RankSegments`."""
+        self.placements[layer], self.weights = placement, held
+        self._near[layer] = near(placement, self._nodes, self.rank)
+        self._blocks.change(layer, placement, self._near[layer], held)
 
     def close(self) -> None:
         """Nothing more is begun, and what was is done. Local."""
@@ -272,20 +278,6 @@ class GpuSegments:
             answers = self._grouped(x, plan.slot_counts.tolist(), [slot.gate_up for slot in slots],
                                     [slot.down for slot in slots])
             rows.put(answers, work.room.target_row.send(to), out)
-
-    def _next_tokens(self, work: Work, part: slice) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
-        batch, rules, room = work.batch, self.rules, work.room
-        wanted = batch.wanted[part]
-        normed = norm.rms_norm(work.x, self.weights.norm, self.model.norm_eps, room.wanted.send(wanted))
-        logits = self._blocks.gemm(normed, self.weights.head)
-        u = np.zeros(len(wanted))
-        if rules.temperature:
-            u[:] = [uniform(rules.seed, int(p), int(at) + 1)
-                    for p, at in zip(batch.prompt[part], batch.position[wanted])]
-        token, logprob = choice.next_token(logits, room.target.send(batch.target[part]), room.u.send(u),
-                                           rules.temperature, rules.top_p)
-        kept = logits if self.keep_logits else cupy.empty((len(logits), 0), logits.dtype)  # a view would keep all
-        return token, logprob, kept
 
 
 def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,

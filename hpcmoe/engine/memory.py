@@ -1,10 +1,11 @@
 """What a rank needs of memory, before any is taken."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmoe import array
+from hpcmoe import array, spec
 from hpcmoe.config import Job
 from hpcmoe.engine import footprint
 from hpcmoe.errors import size
@@ -13,7 +14,7 @@ from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
 from hpcmoe.placement.plan import with_spare
 from hpcmoe.slots import Placements, fullest, held_by, most
-from hpcmoe.spec import ModelSpec, Moe
+from hpcmoe.spec import ModelSpec, Moe, Tensor
 
 CPU_WEIGHT = 4
 """Bytes of a weight on a CPU, whatever the dtype: see `array`."""
@@ -74,8 +75,9 @@ def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes
     """What the fullest rank needs where it computes in `memory`, one of `array.MEMORY`."""
     held = held_by(placements, fullest(placements))
     if memory == "device":
-        return _on_device(model, job, placements, sizes, weights.size(model, held, footprint.tensor))
-    taken = weights.size(model, held, lambda tensor: CPU_WEIGHT * tensor.values)
+        taken = weights.size(model, held, footprint.tensor) | _coming(model, job, placements, footprint.tensor)
+        return _on_device(model, job, placements, sizes, taken)
+    taken = weights.size(model, held, _on_host) | _coming(model, job, placements, _on_host)
     value = array.DTYPES[job.compute.dtype].itemsize
     exchange = requests = 0
     if model.moe:
@@ -83,6 +85,18 @@ def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, value)
         requests = pieces if _may_stage(job) else rungs
     return Memory(taken, cache.size(model, sizes.sequences, sizes.length, value), exchange, requests)
+
+
+def _on_host(tensor: Tensor) -> int:
+    return CPU_WEIGHT * tensor.values
+
+
+def _coming(model: ModelSpec, job: Job, placements: Placements, taken: Callable[[Tensor], int]) -> dict[str, int]:
+    """Bytes of experts that are read while those whose slots they get are still at work: those of one layer."""
+    if not model.moe or not job.balance.replan_every:
+        return {}
+    one = sum(taken(t) for t in spec.layer_tensors(model, min(model.moe_layers)) if t.expert == 0)
+    return {"experts to come": one * most(placements)}
 
 
 def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, taken: dict[str, int]) -> Memory:

@@ -63,7 +63,8 @@ class CpuSegments:
 
         `nodes` `[R]` as in `launch.World`; without them all ranks are on one.
         """
-        self.model, self.weights, self.cache, self.placements, self.rank = model, weights, cache, placements, rank
+        self.model, self.weights, self.cache, self.rank = model, weights, cache, rank
+        self.placements = list(placements)
         self._lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
         self.watch, self.clock = watch, Clock(model.layers, stream.busy, trace)
         nodes = nodes or (0,) * placements[0].ranks
@@ -146,6 +147,11 @@ class CpuSegments:
     def outcome(self, work: Work) -> Outcome:
         """See `layer.Segments`."""
         return work.outcome
+
+    def change(self, layer: int, placement: Placement, held: Weights) -> None:
+        """See `device.RankSegments`."""
+        self.placements[layer], self.weights = placement, held
+        self._near[layer] = near(placement, self._nodes, self.rank)
 
     def close(self) -> None:
         """Nothing more is begun, and what was is done. Local."""

@@ -1,6 +1,6 @@
 """The weights that one rank holds: the shared parts, and its own experts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,14 +118,28 @@ def take_over(weights: Weights, source: Source, more: Held, dtype: np.dtype, kee
               bring: Bring | None = None) -> Weights:
     """`weights` with the experts `more` of each layer that has some, behind those that are there. As `load`."""
     fill = _filler(source, dtype, keep, bring)
+    return replace(weights, layers=tuple(
+        layer if layer.dense else replace(layer, experts=layer.experts + _experts(source.spec, n, more(n), fill))
+        for n, layer in enumerate(weights.layers)))
 
-    def with_more(number: int, layer: Layer) -> Layer:
-        found = {(t.kind, t.expert): fill(t) for t in spec.layer_tensors(source.spec, number)
-                 if t.expert in more(number)}
-        return replace(layer, experts=layer.experts + tuple(
-            Swiglu(found["experts/gate_up", e], found["experts/down", e]) for e in more(number)))
-    return replace(weights, layers=tuple(layer if layer.dense else with_more(number, layer)
-                                         for number, layer in enumerate(weights.layers)))
+
+def experts(source: Source, layer: int, wanted: Sequence[int], dtype: np.dtype, keep: Keep = as_it_is,
+            bring: Bring | None = None) -> tuple[Swiglu, ...]:
+    """Some experts of a layer, in that order. As `load`."""
+    return _experts(source.spec, layer, wanted, _filler(source, dtype, keep, bring))
+
+
+def changed(weights: Weights, layer: int, slots: Mapping[int, Swiglu]) -> Weights:
+    """`weights` with other experts in some slots of a layer, from 0 on this rank."""
+    before = weights.layers[layer]
+    after = replace(before, experts=tuple(slots.get(n, expert) for n, expert in enumerate(before.experts)))
+    return replace(weights, layers=(*weights.layers[:layer], after, *weights.layers[layer + 1:]))
+
+
+def _experts(model: ModelSpec, layer: int, wanted: Sequence[int],
+             fill: Callable[[Tensor], np.ndarray]) -> tuple[Swiglu, ...]:
+    found = {(t.kind, t.expert): fill(t) for t in spec.layer_tensors(model, layer) if t.expert in wanted}
+    return tuple(Swiglu(found["experts/gate_up", e], found["experts/down", e]) for e in wanted)
 
 
 def _filler(source: Source, dtype: np.dtype, keep: Keep, bring: Bring | None) -> Callable[[Tensor], np.ndarray]:

@@ -1,0 +1,134 @@
+"""Other experts in the ranks' slots as the load moves: planned and read beside the steps, in place between two."""
+
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcmoe.exchange.interface import until
+from hpcmoe.exchange.watch import Unwatched, Watch
+from hpcmoe.model.weights import Swiglu
+from hpcmoe.placement.adapt import adapted, loads, uneven
+from hpcmoe.slots import Placement, Placements
+
+
+@dataclass(frozen=True)
+class Move:
+    """What becomes of one layer."""
+
+    layer: int
+    before: Placement
+    after: Placement
+    uneven: tuple[float, float]
+    """(max − mean) / mean of the ranks' rows, before and after, by the rows that it was planned for"""
+
+    def comes(self, rank: int) -> dict[int, int]:
+        """Slot of a rank, from 0 -> the expert that comes into it."""
+        pairs = zip(self.before.held_by(rank), self.after.held_by(rank))
+        return {slot: after for slot, (before, after) in enumerate(pairs) if before != after}
+
+    @property
+    def slots(self) -> int:
+        """How many get another expert, on all ranks."""
+        return int((self.before.expert != self.after.expert).sum())
+
+
+Read = Callable[[int, list[int]], Sequence[Swiglu]]
+"""(layer, experts) -> their weights; called from a thread of its own"""
+
+Change = Callable[[int, Placement, dict[int, Swiglu]], None]
+"""(layer, its placement from now on, this rank's slots that change and what they hold then)"""
+
+
+def plan(placements: Placements, rows: np.ndarray) -> list[Move]:
+    """The layers that are worth a change; rows `[L, E]`. All ranks come to one answer."""
+    found = []
+    for layer, before in enumerate(placements):
+        if rows[layer].any() and (after := adapted(before, rows[layer])) is not before:
+            found.append(Move(layer, before, after, tuple(  # type: ignore[arg-type]
+                uneven(loads(placement, rows[layer])) for placement in (before, after))))
+    return found
+
+
+class Replans:
+    """Looks at the rows of every so many steps, and moves what that makes worth moving, layer by layer: a rank has room
+    for one layer's new experts beside its own. Collective over `comm`.
+
+    Whatever takes time runs in a thread; the ranks go on to the next thing in the same vote, when all are ready for it.
+    """
+
+    def __init__(self, comm, watch: Watch | Unwatched, every: int, placements: Placements, shape: tuple[int, int],
+                 change: Change, read: Read) -> None:
+        """`every` in steps; shape is (L, E)."""
+        self._comm, self._watch, self._every, self._read, self._change = comm.Dup(), watch, every, read, change
+        self._placements = list(placements)
+        self._rows, self._all = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._steps = self._taken = 0
+        self._sum: Any = None
+        """a request, while the ranks' rows are added up"""
+        self._task: Future | None = None
+        self._moves: list[Move] = []
+        """of the plan that is being carried out; empty while there is none"""
+        self._thread = ThreadPoolExecutor(1, "replan")
+
+    @property
+    def ready(self) -> int:
+        """Tasks that this rank has done so far: what it says in a vote."""
+        return self._taken + bool(self._task and self._task.done())
+
+    def add(self, load: np.ndarray) -> None:
+        """Takes up the rows of a step; load `[L, E]` int64 are this rank's."""
+        self._rows += load
+        self._steps += 1
+
+    def between(self, ready: np.ndarray, step: int) -> None:
+        """What is due before step number `step`; ready `[R]` is what all ranks said in one vote. Raises `InputError`
+        where experts cannot be read."""
+        if self._sum:
+            self._watch.mark("balance")
+            until(self._sum.Test, self._watch.idle)
+            self._sum, rows = None, self._all.copy()
+            self._task = self._thread.submit(plan, self._placements, rows)
+        elif self._task and (ready > self._taken).all():
+            self._take(self._task.result(), step)
+        elif not self._task and self._steps >= self._every:
+            self._all[...] = self._rows
+            self._sum = self._comm.Iallreduce(MPI.IN_PLACE, self._all)
+            self._rows[...], self._steps = 0, 0
+
+    def _take(self, found: Any, step: int) -> None:
+        """The end of a task, a plan's or a reading's, and the beginning of the next."""
+        self._taken += 1
+        if self._moves:
+            move = self._moves.pop(0)
+            self._placements[move.layer] = move.after
+            self._change(move.layer, move.after, dict(zip(move.comes(self._comm.rank), found)))
+        else:
+            self._moves = found
+            if found and self._comm.rank == 0:
+                print(f"hpcmoe: behind step {step}: {_words(found)}", file=sys.stderr, flush=True)
+        self._task = None
+        if self._moves:
+            move = self._moves[0]
+            self._task = self._thread.submit(self._read, move.layer, list(move.comes(self._comm.rank).values()))
+
+    def close(self) -> None:
+        """No task is begun any more, and none is under way. Local."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def free(self) -> None:
+        """Collective."""
+        self.close()
+        if self._sum:
+            until(self._sum.Test, self._watch.idle)
+        self._comm.Free()
+
+
+def _words(moves: Sequence[Move]) -> str:
+    before, after = np.mean([move.uneven for move in moves], axis=0)
+    return (f"{sum(move.slots for move in moves)} slots in {len(moves)} layers get other experts; (max-mean)/mean of "
+            f"the ranks' rows there was {before:.2f}, {after:.2f} are expected")
