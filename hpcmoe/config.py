@@ -55,13 +55,16 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Balance:
-    mode: str = key("none", help="what spare ranks hold where there is no plan: nothing, or replicas of experts; a "
-                                 "plan has replicas of its own", choices=("none", "replicas"))
+    mode: str = key("none", help="replicas: what spare ranks hold where there is no plan, which has its own; bias: "
+                                 "experts with many rows are chosen less, which changes the results",
+                    choices=("none", "replicas", "bias"))
     exact: bool = key(False, help="count each expert's rows on all ranks first, so that its replicas get equal parts "
                                   "however few rows a rank has; costs one small exchange a layer")
     replan_every: int = key(0, help="steps between two looks at the load: where other experts in the ranks' slots "
                                     "would spread it better, they are read beside the steps and take their places "
                                     "between two; 0 = never", least=0)
+    rate: float = key(0.001, help="with mode = bias: how much an expert's score changes from step to step for the "
+                                  "choice", least=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,9 @@ class Job:
 
     def identity(self) -> str:
         """What an answer depends on beside the model and the prompts themselves, as TOML text."""
+        balance = Balance("bias", rate=self.balance.rate) if self.balance.mode == "bias" else Balance()
         same = replace(self, model="", prompts="", output="", probe="", shard="",
-                       exchange=Exchange(presum=self.exchange.presum), parallel=Parallel(), balance=Balance(),
+                       exchange=Exchange(presum=self.exchange.presum), parallel=Parallel(), balance=balance,
                        schedule=Schedule(), checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
         return same.toml()
 
@@ -155,6 +159,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
     if job.exchange.presum and job.compute.reproducible:
         raise JobError(f"{path}: with exchange.presum results depend on who shares a node, so they are not "
                        "compute.reproducible: leave one of them out")
+    if job.balance.mode == "bias" and job.compute.reproducible:
+        raise JobError(f"{path}: with balance.mode = bias results depend on which tokens share a step, so they are not "
+                       "compute.reproducible: leave one of them out")
+    if job.balance.mode == "bias" and job.balance.replan_every:
+        raise JobError(f"{path}: balance.mode = bias evens the load itself: leave out balance.replan_every, or "
+                       "the bias")
     return job
 
 

@@ -227,6 +227,8 @@ class Outcome:
     """`[L, E]` int64: (token, k) pairs that were sent to each expert; zeros for dense layers"""
     computed: np.ndarray
     """`[L]` int64: rows that this rank's experts computed, for whichever ranks"""
+    moved: np.ndarray
+    """`[L]` int64: (token, k) pairs that would have gone to other experts without a bias; zeros where there is none"""
     sample: np.ndarray
     """`[s, L, K]` int16: the experts of `sampled(T)` tokens in each layer; -1 in dense layers"""
     logits: np.ndarray | None = field(default=None, repr=False)

@@ -142,6 +142,15 @@ CHOOSE(8)
 CHOOSE(32)
 CHOOSE(128)
 
+// How many of the first `count` entries of expert [T, K] are none of their token's K in plain [T, K]; added to moved.
+extern "C" __global__ void count_moved(const int *expert, const int *plain, unsigned long long *moved, int count, int K) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    bool elsewhere = i < count;
+    for (int k = 0; k < K && elsewhere; k++) elsewhere = plain[(long long)(i / K) * K + k] != expert[i];
+    int found = __popc(__ballot_sync(~0u, elsewhere));
+    if (threadIdx.x % 32 == 0 && found) atomicAdd(moved, (unsigned long long)found);
+}
+
 #define TILE 32  // tokens of a block of `count_tiles` and `place`
 
 // The ranks of a tile's choices in shared memory, to [tokens * K].

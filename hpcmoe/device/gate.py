@@ -89,8 +89,8 @@ def make_map(placement: Placement, near: np.ndarray) -> Map:
 
 
 def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Route, load: cupy.ndarray,
-           sample: cupy.ndarray) -> None:
-    """The top K experts of each token, from logits `[T, E]` float32; load `[E]` uint64 counts them.
+           sample: cupy.ndarray | None = None) -> None:
+    """The top K experts of each token, from logits `[T, E]` float32; load `[E]` uint64 or longer counts them.
 
     sample `[s, K]` int16 gets those of the tokens `types.sampled(T)`, of which there are `s` or fewer.
     """
@@ -98,10 +98,18 @@ def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Rou
     groups, counted = moe.groups, 1 if moe.group_score == "max" or moe.groups == E else 2
     held = moe.top_k + (E + groups if groups > 1 else 0)
     warps = max(1, min(4, 48 * 1024 // (4 * held)))
+    kept, apart = (0, 0) if sample is None else (min(SAMPLED, T), sample.strides[0] // 2)
     launch(f"gate.choose_{next(per for per in PER_LANE if 32 * per >= E)}", -(-T // warps), logits, bias, route.expert,
            route.weight, load, T, E, moe.top_k, SCORES.index(moe.score), groups, moe.groups_kept, counted,
-           moe.renormalise, moe.round_logits, moe.round_weights, float(moe.scale), sample, min(SAMPLED, T),
-           sample.strides[0] // 2, threads=32 * warps, shared=4 * warps * held)
+           moe.renormalise, moe.round_logits, moe.round_weights, float(moe.scale), sample, kept, apart,
+           threads=32 * warps, shared=4 * warps * held)
+
+
+def count_moved(route: Route, plain: Route, tokens: int, moved: cupy.ndarray) -> None:
+    """Adds to moved `[1]` uint64 how many (token, k) of the first `tokens` tokens go to none of the token's experts in
+    `plain`."""
+    count, K = tokens * route.expert.shape[1], route.expert.shape[1]
+    launch("gate.count_moved", -(-count // THREADS), route.expert, plain.expert, moved, count, K, threads=THREADS)
 
 
 def lay(route: Route, base: cupy.ndarray) -> bool:

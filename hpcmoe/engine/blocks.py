@@ -11,7 +11,7 @@ from hpcmoe.config import Generate
 from hpcmoe.device import attention, choice, norm, rows
 from hpcmoe.device.attending import Attending
 from hpcmoe.device.attention import KvCache
-from hpcmoe.device.gate import Map, choose, make_map, order, spread
+from hpcmoe.device.gate import Map, choose, count_moved, make_map, make_route, order, spread
 from hpcmoe.device.gemm import Gemm
 from hpcmoe.device.graph import Graphs
 from hpcmoe.device.scratch import BLOCK, RECURRING
@@ -37,6 +37,8 @@ class Blocks:
         self.gemm, self._attending, self._graphs = Gemm(), Attending(model, cache, stream), Graphs(stream)
         made = {id(placement): make_map(placement, to.slot) for placement, to in zip(placements, near) if model.moe}
         self.maps: list[Map | None] = [made.get(id(placement)) for placement in placements]
+        self._bias: cupy.ndarray | None = None
+        """`[L, E]`, the gates' own included: graphs read it, so it never moves"""
         self.at_home = self._ranks == 1 and model.experts == 1
         """whether rows never leave: the rank has the only expert, so nobody needs to be told of counts"""
 
@@ -45,6 +47,16 @@ class Blocks:
         self.weights, self.maps[layer] = held, make_map(placement, near.slot)
         first = max((n + 1 for n in self.exchanged if n < layer), default=0)  # behind the exchange before
         self._graphs.forget(lambda key: key[-1] == first)
+
+    def steer(self, bias: np.ndarray, tokens: int) -> None:
+        """See `device.RankSegments`; before the first step, or never. `tokens` are those of a micro-batch at most."""
+        if self._bias is None:
+            self._own, self._bias = np.zeros_like(bias), cupy.empty(bias.shape, np.float32)
+            for own, layer in zip(self._own, self.weights.layers):
+                if layer.gate and layer.gate.bias is not None:
+                    own[...] = cupy.asnumpy(layer.gate.bias)
+            self._plain = make_route(tokens, self._moe.top_k, 1), cupy.empty(bias.shape[1], np.uint64)
+        self._bias.set(self._own + bias)
 
     @property
     def exchanged(self) -> list[int]:
@@ -129,8 +141,14 @@ class Blocks:
             logits = self.gemm(normed, weights.weight, dtype=np.float32)
             chosen = work.room.chosen if at.replicas else route
             assert chosen is not None
-            choose(self._moe, logits, weights.bias, chosen, work.room.load[work.layer],
-                   work.room.sample[:, work.layer])
+            load, sample = work.room.load[work.layer], work.room.sample[:, work.layer]
+            if self._bias is None:
+                choose(self._moe, logits, weights.bias, chosen, load, sample)
+            else:
+                plain, unused = self._plain
+                choose(self._moe, logits, weights.bias, plain, unused)
+                choose(self._moe, logits, self._bias[work.layer], chosen, load, sample)
+                count_moved(chosen, plain, T, load[-1:])
             if at.replicas:
                 order(chosen, at.replicas.itself, T, self._moe.experts)
                 if work.layer in self._exact:

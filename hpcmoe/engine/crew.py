@@ -13,11 +13,13 @@ import numpy as np
 
 from hpcmoe import array, gpu, ulfm
 from hpcmoe.config import Job
-from hpcmoe.engine import device, output
+from hpcmoe.engine import compare, device, output
 from hpcmoe.engine.batch import Sequences
+from hpcmoe.engine.bias import Bias
 from hpcmoe.engine.device import RankSegments
 from hpcmoe.engine.fit import planned
-from hpcmoe.engine.generate import Stop, Tally, Vote, generate
+from hpcmoe.engine.generate import Balance, Stop, Tally, Vote, generate
+from hpcmoe.engine.loads import Loads
 from hpcmoe.engine.memory import Memory, Sizes
 from hpcmoe.engine.pool import Pool
 from hpcmoe.engine.progress import open_progress
@@ -76,11 +78,12 @@ class Crew:
         self._tally, self._names = Tally(len(waiting)), list(range(world.size))
         self._pool = Pool(plan.inputs.prompts, waiting.tolist(), plan.left.begun)
         self._record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
-                              (spec.layers, spec.experts, spec.moe.top_k if spec.moe else 0), plan.held.check)
+                              (spec.layers, spec.experts, spec.moe.top_k if spec.moe else 0), plan.held.check,
+                              job.balance.mode == "bias" and spec.moe is not None)
         self._done: set[int] = set()
         self._left = list(plan.left.begun)
         """by ranks that died: rows of prompts that they answered, and answers that they began"""
-        self._abandoned: list[tuple[RankSegments, Replans | None]] = []
+        self._abandoned: list[tuple[RankSegments, Balance | None]] = []
         """of earlier worlds: MPI may still write to the buffers of exchanges that never ended"""
         self._open()
 
@@ -94,15 +97,20 @@ class Crew:
             self.world.comm, self._watch, self._model.spec, self._held, self._placements, self._sizes,
             self._job.generate, self._dtype, self._way, self._turns.most, overlapped=self._turns.overlapped,
             nodes=self.world.nodes, trace=self._trace, cache=cache))
-        self._replans = self._new_replans() if self._job.balance.replan_every and self._model.spec.moe else None
+        self._balance = self._new_balance()
         self._progress = open_progress(self.world.rank, self._tally.prompts)
 
-    def _new_replans(self) -> Replans:
-        spec, memory = self._model.spec, self.world.memory
-        mine, read = gpu.number() if memory == "device" else 0, planned(self._memory)(device.experts)
-        return Replans(self.world.comm, self._watch, self._job.balance.replan_every, self._placements,
-                       (spec.layers, spec.experts), self._change,
-                       lambda layer, experts: read(self._model, layer, experts, self._dtype, memory, mine))
+    def _new_balance(self) -> Balance | None:
+        world, spec, given = self.world, self._model.spec, self._job.balance
+        shape = spec.layers, spec.experts
+        if not spec.moe or not (given.mode == "bias" or given.replan_every):
+            return None
+        loads = Loads(world.comm, self._watch, shape)
+        if given.mode == "bias":
+            return Bias(loads, shape, given.rate, self._segments.steer)
+        mine, read = gpu.number() if world.memory == "device" else 0, planned(self._memory)(device.experts)
+        return Replans(loads, given.replan_every, self._placements, world.rank, shape, self._change,
+                       lambda layer, experts: read(self._model, layer, experts, self._dtype, world.memory, mine))
 
     def _change(self, layer: int, placement: Placement, slots: Mapping[int, Swiglu]) -> None:
         """A `replan.Change`."""
@@ -114,16 +122,29 @@ class Crew:
         """Answers all prompts, and commits the answers; says why where not all. Collective. Raises `Agreed`."""
         self._trace.align(self.world.comm, self._watch.idle)
         stop = self._steps(notice)
+        if not stop and isinstance(self._balance, Bias):
+            self._compare(self._balance)
         self._trace.align(self.world.comm, self._watch.idle)
         self._progress.close()
         together(self.world, lambda: self._record.commit(self._sequences.begun()))
         if not (stop and stop.reason == DEATH):  # else what they have goes with the process
             self._vote.free()
             self._segments.free()
-            if self._replans:
-                self._replans.free()
+            if self._balance:
+                self._balance.free()
         self._watch.free()
         return stop
+
+    def _compare(self, bias: Bias) -> None:
+        """Scores some prompts with the bias as it is now, and without."""
+        prompts, found = self._plan.inputs.prompts, []
+        rows = compare.some(prompts, self._plan.inputs.rows)
+        for value in (bias.value, np.zeros_like(bias.value)):
+            self._segments.steer(value)
+            found.append(compare.score(self._vote, self.world.rank, prompts, rows, self._job, self._sizes,
+                                       self._segments, self._turns, self._tally.step))
+        (tokens, biased), (_, plain) = found
+        self._record.score(tokens, (biased, plain))
 
     def _steps(self, notice: Notice) -> Stop | None:
         """All steps, in spite of deaths where the job says so."""
@@ -131,7 +152,7 @@ class Crew:
             stop, word = None, ulfm.WELL
             try:
                 stop = generate(self._vote, self.world.rank, self._pool, self._sequences, self._segments, self._turns,
-                                self._record, self._progress, notice, self._tally, self._replans)
+                                self._record, self._progress, notice, self._tally, self._balance)
             except Exception as error:
                 if not ulfm.tells_of_death(error):
                     raise
@@ -152,9 +173,9 @@ class Crew:
         begin, before = time.monotonic(), self.world
         self._segments.close()
         self._progress.close()
-        if self._replans:
-            self._replans.close()
-        self._abandoned.append((self._segments, self._replans))
+        if self._balance:
+            self._balance.close()
+        self._abandoned.append((self._segments, self._balance))
         self.world, living = shrink(before)
         dead = sorted(set(range(before.size)) - set(living))
         lost, self._names = [self._names[rank] for rank in dead], [self._names[rank] for rank in living]

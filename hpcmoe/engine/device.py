@@ -33,6 +33,10 @@ class RankSegments(Segments, Protocol):
         """Between two steps: from now on a layer has this placement, with as many slots on each rank as before, and the
         rank holds what is in `held`. Local, on all ranks alike."""
 
+    def steer(self, bias: np.ndarray) -> None:
+        """Between two steps: bias `[L, E]` float32 is added to scores in the choice of experts from now on, and
+        what it moves is counted. Local."""
+
     def close(self) -> None:
         """Nothing more is begun, and what was is done. Local."""
 

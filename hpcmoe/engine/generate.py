@@ -1,7 +1,9 @@
 """The step loop: deal prompts, run a step, take up its tokens, until the pool is empty everywhere."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -10,13 +12,12 @@ from hpcmoe.engine.batch import Sequences, deal, split
 from hpcmoe.engine.device import RankSegments
 from hpcmoe.engine.pool import Pool
 from hpcmoe.engine.progress import Progress
-from hpcmoe.engine.record import Record
-from hpcmoe.engine.replan import Replans
 from hpcmoe.engine.ways import Turns
 from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.notice import Notice
-from hpcmoe.types import StepTime
+from hpcmoe.traffic import Traffic
+from hpcmoe.types import Answer, Begun, StepTime
 
 AHEAD = 2.0
 """The next step and a commit may take so many times as long as the longest so far."""
@@ -53,6 +54,35 @@ class Tally:
     """seconds of a step"""
 
 
+class Balance(Protocol):
+    """What evens the load between steps."""
+
+    @property
+    def ready(self) -> int:
+        """What this rank says in a vote: how many of its tasks it has done."""
+        ...
+
+    def add(self, load: np.ndarray) -> None:
+        """Takes up the rows of a step; load `[L, E]` int64 are this rank's."""
+
+    def between(self, ready: np.ndarray, step: int) -> None:
+        """What is due before step number `step`; ready `[R]` is what all ranks said in one vote. Collective."""
+
+    def close(self) -> None:
+        """No task is begun any more, and none is under way. Local."""
+
+    def free(self) -> None:
+        """Collective."""
+
+
+class Taker(Protocol):
+    """What takes up what comes of steps: a `Record`."""
+
+    def add(self, answers: Sequence[Answer], load: np.ndarray, computed: np.ndarray, moved: np.ndarray,
+            sample: np.ndarray, traffic: Traffic, step: StepTime, unfinished: Callable[[], Sequence[Begun]]) -> None:
+        """See `Record.add`."""
+
+
 class Vote:
     """What every rank says of itself between two steps. Collective over `comm`."""
 
@@ -62,7 +92,7 @@ class Vote:
 
     def __call__(self, free: int, active: int, ahead: int, tokens: int, reason: int, ready: int) -> np.ndarray:
         """`[R, 6]` int64: each rank's free and taken slots, tokens ahead, new tokens so far, its reason to end now
-        (`Notice.reason`), and what it is ready for (`Replans.ready`)."""
+        (`Notice.reason`), and what it is ready for (`Balance.ready`)."""
         self._watch.mark("vote")
         request = self._comm.Iallgather(np.array([free, active, ahead, tokens, reason, ready], np.int64), self._all)
         until(request.Test, self._watch.idle)
@@ -74,8 +104,8 @@ class Vote:
 
 
 def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: RankSegments, turns: Turns,
-             record: Record, progress: Progress, notice: Notice, tally: Tally,
-             replans: Replans | None = None) -> Stop | None:
+             record: Taker, progress: Progress, notice: Notice, tally: Tally,
+             balance: Balance | None = None) -> Stop | None:
     """Answers the prompts in `pool`, the same on all ranks, in steps that are cut as `turns` says.
 
     Where any rank has notice to end, all do so before their next step: what came of it is returned.
@@ -87,7 +117,7 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         begin, clock.trace.step = time.perf_counter(), tally.step
         with clock.voting():
             state = vote(sequences.free, sequences.active, sequences.ahead, tally.tokens,
-                         notice.reason(AHEAD * tally.longest), replans.ready if replans else 0)
+                         notice.reason(AHEAD * tally.longest), balance.ready if balance else 0)
         active = int(state[:, 1].sum())
         progress.update(tally.prompts - len(pool) - active, int(state[:, 3].sum()))
         ranks = deal(state[:, 0], len(pool))
@@ -96,8 +126,8 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         if state[:, 4].any():
             first = int(np.flatnonzero(state[:, 4])[0])
             return Stop(first, int(state[first, 4]), len(pool), active, tally.step)
-        if replans:
-            replans.between(state[:, 5], tally.step)
+        if balance:
+            balance.between(state[:, 5], tally.step)
         clock.trace.push("step")
         ahead = state[:, 2].copy()
         for task, taker in zip(pool.take(len(ranks)), ranks):
@@ -117,10 +147,10 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         traffic, end = clock.read_traffic(), time.perf_counter()
         clock.trace.pop("step", "step", begin, end, rows=rows)
         load = np.sum([outcome.load for outcome in outcomes], axis=0)
-        if replans:
-            replans.add(load)
-        record.add(answers, load,
-                   np.sum([outcome.computed for outcome in outcomes], axis=0),
+        if balance:
+            balance.add(load)
+        record.add(answers, load, np.sum([outcome.computed for outcome in outcomes], axis=0),
+                   np.sum([outcome.moved for outcome in outcomes], axis=0),
                    np.concatenate([outcome.sample for outcome in outcomes]), traffic,
                    StepTime(tally.step, rows, chosen, end - begin, clock.read(), traffic.total()), sequences.begun)
         tally.step, tally.longest = tally.step + 1, max(tally.longest, time.perf_counter() - begin)

@@ -189,13 +189,18 @@ class GpuSegments:
         wide = (logits.astype(np.uint32) << 16).view(np.float32) if self.keep_logits else None
         rows = load[:, :self.model.experts].astype(np.int64)
         return Outcome(token.copy(), logprob.copy(), rows, rows.sum(axis=1) if self._blocks.at_home else work.computed,
-                       sample[:len(sampled(work.batch.rows))].copy(), wide)
+                       load[:, -1].astype(np.int64), sample[:len(sampled(work.batch.rows))].copy(), wide)
 
     def change(self, layer: int, placement: Placement, held: Weights) -> None:
         """See `device.RankSegments`."""
         self.placements[layer], self.weights = placement, held
         self._near[layer] = near(placement, self._nodes, self.rank)
         self._blocks.change(layer, placement, self._near[layer], held)
+
+    def steer(self, bias: np.ndarray) -> None:
+        """See `device.RankSegments`."""
+        with self._compute:
+            self._blocks.steer(bias, len(self.rooms[0].normed))
 
     def close(self) -> None:
         """Nothing more is begun, and what was is done. Local."""

@@ -100,7 +100,8 @@ def _coming(model: ModelSpec, job: Job, placements: Placements, taken: Callable[
 
 
 def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, taken: dict[str, int]) -> Memory:
-    parts, wanted = micro_batches(job), sizes.tokens if job.mode == "score" else sizes.sequences
+    parts, scores = micro_batches(job), job.mode == "score" or job.balance.mode == "bias"
+    wanted = sizes.tokens if scores else sizes.sequences
     step = footprint.Step(model, placements, sizes.tokens, wanted)
     rungs = pieces = 0
     if model.moe:

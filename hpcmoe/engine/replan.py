@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
-from hpcmoe.exchange.interface import until
-from hpcmoe.exchange.watch import Unwatched, Watch
+from hpcmoe.engine.loads import Loads
 from hpcmoe.model.weights import Swiglu
 from hpcmoe.placement.adapt import adapted, loads, uneven
 from hpcmoe.slots import Placement, Placements
@@ -56,20 +54,17 @@ def plan(placements: Placements, rows: np.ndarray) -> list[Move]:
 
 class Replans:
     """Looks at the rows of every so many steps, and moves what that makes worth moving, layer by layer: a rank has room
-    for one layer's new experts beside its own. Collective over `comm`.
+    for one layer's new experts beside its own. A `generate.Balance`. Collective, as `loads` is.
 
     Whatever takes time runs in a thread; the ranks go on to the next thing in the same vote, when all are ready for it.
     """
 
-    def __init__(self, comm, watch: Watch | Unwatched, every: int, placements: Placements, shape: tuple[int, int],
+    def __init__(self, loads: Loads, every: int, placements: Placements, rank: int, shape: tuple[int, int],
                  change: Change, read: Read) -> None:
         """`every` in steps; shape is (L, E)."""
-        self._comm, self._watch, self._every, self._read, self._change = comm.Dup(), watch, every, read, change
-        self._placements = list(placements)
-        self._rows, self._all = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._loads, self._every, self._rank, self._change, self._read = loads, every, rank, change, read
+        self._placements, self._rows = list(placements), np.zeros(shape, np.int64)
         self._steps = self._taken = 0
-        self._sum: Any = None
-        """a request, while the ranks' rows are added up"""
         self._task: Future | None = None
         self._moves: list[Move] = []
         """of the plan that is being carried out; empty while there is none"""
@@ -88,16 +83,12 @@ class Replans:
     def between(self, ready: np.ndarray, step: int) -> None:
         """What is due before step number `step`; ready `[R]` is what all ranks said in one vote. Raises `InputError`
         where experts cannot be read."""
-        if self._sum:
-            self._watch.mark("balance")
-            until(self._sum.Test, self._watch.idle)
-            self._sum, rows = None, self._all.copy()
-            self._task = self._thread.submit(plan, self._placements, rows)
+        if self._loads.started:
+            self._task = self._thread.submit(plan, self._placements, self._loads.wait())
         elif self._task and (ready > self._taken).all():
             self._take(self._task.result(), step)
         elif not self._task and self._steps >= self._every:
-            self._all[...] = self._rows
-            self._sum = self._comm.Iallreduce(MPI.IN_PLACE, self._all)
+            self._loads.start(self._rows)
             self._rows[...], self._steps = 0, 0
 
     def _take(self, found: Any, step: int) -> None:
@@ -106,15 +97,15 @@ class Replans:
         if self._moves:
             move = self._moves.pop(0)
             self._placements[move.layer] = move.after
-            self._change(move.layer, move.after, dict(zip(move.comes(self._comm.rank), found)))
+            self._change(move.layer, move.after, dict(zip(move.comes(self._rank), found)))
         else:
             self._moves = found
-            if found and self._comm.rank == 0:
+            if found and self._rank == 0:
                 print(f"hpcmoe: behind step {step}: {_words(found)}", file=sys.stderr, flush=True)
         self._task = None
         if self._moves:
             move = self._moves[0]
-            self._task = self._thread.submit(self._read, move.layer, list(move.comes(self._comm.rank).values()))
+            self._task = self._thread.submit(self._read, move.layer, list(move.comes(self._rank).values()))
 
     def close(self) -> None:
         """No task is begun any more, and none is under way. Local."""
@@ -123,9 +114,7 @@ class Replans:
     def free(self) -> None:
         """Collective."""
         self.close()
-        if self._sum:
-            until(self._sum.Test, self._watch.idle)
-        self._comm.Free()
+        self._loads.free()
 
 
 def _words(moves: Sequence[Move]) -> str:

@@ -24,7 +24,8 @@ class Room:
         self.x, self.normed = (cupy.empty((tokens, model.hidden), np.uint16) for _ in range(2))
         self.route: Route = make_route(tokens, K, ranks)
         self.chosen = replace(make_route(tokens, K, model.experts), weight=self.route.weight) if replicated else None
-        self.load = cupy.zeros((model.layers, max(model.experts, 1)), np.uint64)
+        self.load = cupy.zeros((model.layers, model.experts + 1), np.uint64)
+        """rows for each expert, then (token, k) that a bias moved"""
         self.sample = cupy.full((SAMPLED, model.layers, model.moe.top_k if model.moe else 0), -1, np.int16)
         self.shares = Mirror(np.int32)
         self.zero = cupy.zeros(ranks, np.int32)

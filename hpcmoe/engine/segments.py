@@ -1,11 +1,12 @@
 """The segments of a step on a CPU: `layer.Segments` in NumPy, with rows that travel by MPI."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 
 from hpcmoe.config import Generate
+from hpcmoe.engine.choose import Choose, chooser
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.lanes import Lanes, sent_by
 from hpcmoe.engine.memory import Sizes
@@ -24,7 +25,7 @@ from hpcmoe.model.attention import attention
 from hpcmoe.model.cache import KvCache
 from hpcmoe.model.embedding import embed
 from hpcmoe.model.expert import experts, feed_forward, shared
-from hpcmoe.model.gate import gate
+from hpcmoe.model.gate import gate, steered
 from hpcmoe.model.head import head
 from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.slots import Placement, Placements, most
@@ -33,21 +34,6 @@ from hpcmoe.types import Batch, Layout, Outcome, SendPlan, dense, sampled
 
 LOGITS = 1 << 23
 """Logits that are held at once."""
-
-Choose = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(logits `[B, V]`, prompt `[B]`, position of the next token `[B]`, target `[B]`) -> next token `[B]` int32"""
-
-
-def chooser(rules: Generate) -> Choose:
-    """How a job chooses tokens: those that are given, where a job scores; else the likeliest, or drawn."""
-    def choose(logits: np.ndarray, prompt: np.ndarray, position: np.ndarray, target: np.ndarray) -> np.ndarray:
-        if (target >= 0).all():
-            return target
-        if rules.temperature == 0:
-            return choice.greedy(logits)
-        u = np.array([choice.uniform(rules.seed, int(p), int(at)) for p, at in zip(prompt, position)])
-        return choice.sample(logits, rules.temperature, rules.top_p, u)
-    return choose
 
 
 class CpuSegments:
@@ -74,12 +60,13 @@ class CpuSegments:
         self.moe_layers: Sequence[int] = model.moe_layers
         self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
         self._units = model.hidden * dtype.itemsize // 2
+        self._bias: np.ndarray | None = None
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""
         L, E = self.model.layers, self.model.experts
         return Work(batch, number, self._lanes[number], np.zeros((L, E), np.int64), np.zeros(L, np.int64),
-                    sampled(batch.rows))
+                    np.zeros(L, np.int64), sampled(batch.rows))
 
     def go(self, rows: int) -> None:
         """See `layer.Segments`."""
@@ -153,6 +140,10 @@ class CpuSegments:
         self.placements[layer], self.weights = placement, held
         self._near[layer] = near(placement, self._nodes, self.rank)
 
+    def steer(self, bias: np.ndarray) -> None:
+        """See `device.RankSegments`."""
+        self._bias = bias
+
     def close(self) -> None:
         """Nothing more is begun, and what was is done. Local."""
         self.stream.close()
@@ -196,7 +187,10 @@ class CpuSegments:
         moe, weights = self.model.moe, self.weights.layers[work.layer]
         assert moe is not None and weights.gate is not None
         with self._stage("gate", work, work.batch.rows):
-            work.route = gate(moe, weights.gate, work.normed)
+            if self._bias is None:
+                work.route = gate(moe, weights.gate, work.normed)
+            else:
+                work.route, work.moved[work.layer] = steered(moe, weights.gate, self._bias[work.layer], work.normed)
             work.load[work.layer] = np.bincount(work.route.expert.ravel(), minlength=moe.experts)
             work.sample.append(work.route.expert[work.tokens].astype(np.int16))
         if work.layer not in self.exact:
@@ -262,7 +256,7 @@ class CpuSegments:
         with self.clock.stage("head", -1, work.number, len(work.batch.wanted)):
             blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
         token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
-        work.outcome = Outcome(token, logprob, work.load, work.computed, self._sample(work),
+        work.outcome = Outcome(token, logprob, work.load, work.computed, work.moved, self._sample(work),
                                logits if self.keep_logits else None)
 
     def _sample(self, work: Work) -> np.ndarray:

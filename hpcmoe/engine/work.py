@@ -22,6 +22,8 @@ class Work:
     """`[L, E]` int64: rows sent to each expert so far"""
     computed: np.ndarray
     """`[L]` int64: rows that this rank's experts computed so far"""
+    moved: np.ndarray
+    """`[L]` int64: (token, k) that a bias has sent elsewhere so far"""
     tokens: np.ndarray
     """`[s]` int64: those that are sampled, and"""
     sample: list[np.ndarray] = field(default_factory=list)

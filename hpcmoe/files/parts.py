@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, routing, traffic, vet
+from hpcmoe.files import bias, h5, routing, traffic, vet
+from hpcmoe.files.bias import Biased
 from hpcmoe.files.h5 import Damaged
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import STAGES, Answer, StepTime
@@ -62,6 +63,8 @@ class Part:
     """which wrote it, -1 where that is not known,"""
     ranks: int = 1
     """of so many"""
+    bias: Biased | None = None
+    """what a selection bias did, where the job has one"""
 
 
 def folder(output: Path) -> Path:
@@ -99,6 +102,8 @@ def write(output: Path, attempt: int, rank: int, sequence: int, part: Part, orig
         _put_steps(file, part.steps)
         if part.computed is not None and part.expert is not None:
             routing.put_own(file, part.computed, part.expert)
+        if part.bias:
+            bias.put(file, part.bias)
         if part.traffic:
             traffic.put(file, Traffic.stack([s.traffic for s in part.steps]), part.traffic, all_ranks=False)
     return path
@@ -131,7 +136,7 @@ def read(path: Path) -> Part:
             return Part(tuple(take_answers(file, path)), load, _take_steps(file, path),
                         h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path),
                         *routing.take_own(file, path, *load.shape), rank,
-                        h5.attribute(file, "ranks", path, int))
+                        h5.attribute(file, "ranks", path, int), bias.take(file, len(load), path))
         except InputError as error:
             raise Damaged(str(error)) from None
 

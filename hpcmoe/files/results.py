@@ -5,6 +5,7 @@
     load [L, E] int64
     timings/attempt, step, tokens, chosen, wall [steps]; timings/mean, max [steps, stages] over the ranks
     exchange/step, exchange/layer, exchange/class: see `files.traffic`
+    routing/: see `files.routing`; bias/, where the job has one: see `files.bias`
     host [R]
     attributes: job (TOML), identity, versions, ranks, experts_per_rank; shards, where it was packed from some
 """
@@ -17,8 +18,9 @@ import h5py
 import numpy as np
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, parts, traffic, vet
+from hpcmoe.files import bias, h5, parts, traffic, vet
 from hpcmoe.files import routing as files_routing
+from hpcmoe.files.bias import Biased
 from hpcmoe.files.parts import Part, Provenance
 from hpcmoe.files.prompts import Prompts
 from hpcmoe.slots import Routing
@@ -68,6 +70,8 @@ class Results:
     """`[L]`: of all steps; seconds are means over the ranks, bytes are those of all ranks"""
     routing: Routing | None = None
     """of the attempts with as many ranks as the last one; None in files of versions that did not count it"""
+    bias: Biased | None = None
+    """what a selection bias did, where the job had one"""
 
 
 def is_finished(output: Path, identity: str) -> bool:
@@ -104,7 +108,8 @@ def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[n
     answers = [found[prompt] for prompt in wanted]
     write(output, origin, Results(tuple(answers), tuple(prompts.ids[prompt] for prompt in wanted),
                                   tuple(decode(a.tokens) for a in answers), np.sum([p.load for p in pieces], axis=0),
-                                  tabulate(pieces), by_layer(pieces), _routing(pieces, origin.ranks)))
+                                  tabulate(pieces), by_layer(pieces), _routing(pieces, origin.ranks),
+                                  bias.add([p.bias for p in pieces])))
     parts.remove(output)
 
 
@@ -121,6 +126,8 @@ def write(output: Path, origin: Provenance, found: Results, **attributes: int) -
         traffic.put(file, found.steps.traffic, found.layers, all_ranks=True)
         if found.routing:
             files_routing.put(file, found.routing)
+        if found.bias:
+            bias.put(file, found.bias)
 
 
 def read(file: h5py.File, path: Path) -> Results:
@@ -129,7 +136,8 @@ def read(file: h5py.File, path: Path) -> Results:
     ids, texts = (tuple(h5.strings(file, name, path, len(answers))) for name in ("id", "text"))
     load = h5.take(file, "load", path, np.integer, 2)
     layers = traffic.take(file, "layer", len(load), path) or Traffic.none(len(load))
-    return Results(tuple(answers), ids, texts, load, steps(file, path), layers, files_routing.take(file, path))
+    return Results(tuple(answers), ids, texts, load, steps(file, path), layers, files_routing.take(file, path),
+                   bias.take(file, len(load), path))
 
 
 def _routing(pieces: Sequence[Part], ranks: int) -> Routing | None:

@@ -10,7 +10,7 @@ import tomli_w
 
 from hpcmoe import paths, shard, tables
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, parts, results, routing, vet
+from hpcmoe.files import bias, h5, parts, results, routing, vet
 from hpcmoe.files.parts import Provenance
 from hpcmoe.files.results import Results, StepTable
 from hpcmoe.shard import Shard
@@ -126,7 +126,7 @@ def _joined(pieces: Sequence[Piece]) -> Results:
     answers, ids, texts = zip(*rows)
     layers = sum((one.layers for one in found), Traffic.none(len(found[0].load)))
     return Results(answers, ids, texts, np.sum([one.load for one in found], axis=0), _one_after_another(found), layers,
-                   routing.join([one.routing for one in found]))
+                   routing.join([one.routing for one in found]), bias.add([one.bias for one in found]))
 
 
 def _one_after_another(found: Sequence[Results]) -> StepTable:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from hpcmoe import spec
 from hpcmoe.errors import InputError, visible
-from hpcmoe.files import begun, exchange, h5, parts, plan, probe, prompts, results, topology, vet
+from hpcmoe.files import begun, bias, exchange, h5, parts, plan, probe, prompts, results, topology, vet
+from hpcmoe.files.bias import Biased
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
 from hpcmoe.report import bench_exchange, bench_topology, text
@@ -86,6 +87,8 @@ def _results(out: Console, path: Path, limit: int) -> None:
         load = parts.take_load(file, path)
         if load.size and np.any(load):
             print_load(out, load, h5.attribute(file, "experts_per_rank", path, int))
+        if biased := bias.take(file, len(load), path):
+            print_bias(out, biased, load)
         if "timings/mean" in file:
             steps = results.steps(file, path)
             out.print(speed_line(steps, was_scored(file, path)))
@@ -198,6 +201,19 @@ def stage_table(steps: StepTable) -> Table:
         grid.add_row(name, text.seconds(mean), text.seconds(float(steps.max[:, column].sum())),
                      f"{100 * mean / total:.0f} %")
     return grid
+
+
+def print_bias(out: Console, found: Biased, load: np.ndarray) -> None:
+    """Prints what a selection bias did; load `[L, E]`."""
+    used = load.any(axis=1)
+    share = found.moved[used] / load[used].sum(axis=1)
+    line = (f"A selection bias moved {100 * found.moved.sum() / max(load.sum(), 1):.2f} % of the assignments to other "
+            f"experts, {100 * share.max(initial=0):.2f} % in a layer at most")
+    if found.tokens:
+        with_it, without = found.perplexity
+        line += (f"; perplexity of {found.tokens:,} tokens of the prompts {with_it:.4f} with the last one, "
+                 f"{without:.4f} without")
+    out.print(line)
 
 
 def print_load(out: Console, load: np.ndarray, slots: int) -> None:

@@ -23,8 +23,9 @@ from hpcmoe import tables
 from hpcmoe.files import prompts
 from hpcmoe.spec import Attention
 
-RANKS, VICTIM, ROUNDS, PROMPTS = 16, 5, 5, 1600
-MODEL = replace(TINY, hidden=512, attention=Attention(8, 8, 64), moe=replace(TINY.moe, experts=RANKS, hidden=1024))
+RANKS, VICTIM, ROUNDS, PROMPTS = 16, 5, 5, 512
+MODEL = replace(TINY, layers=24, hidden=512, attention=Attention(8, 8, 64),
+                moe=replace(TINY.moe, experts=RANKS, hidden=1024))
 JOB = ('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[generate]\nmax_new_tokens = 40\nignore_eos = true\n'
        '[compute]\ndtype = "float32"\n[schedule]\nmax_sequences = 8\n[checkpoint]\nevery = 2.0\n'
        'on_failure = "shrink"\n')

@@ -228,6 +228,23 @@ def test_choice_of_experts(moe, T):
     assert np.array_equal(here(load).astype(int), np.bincount(here(route.expert).ravel(), minlength=moe.experts))
 
 
+@pytest.mark.parametrize("moe", GATES, ids=str)
+@pytest.mark.parametrize("T", [1, 63, 300])
+def test_what_a_bias_moves_is_counted(moe, T):
+    import cupy
+
+    from hpcmoe.device import gate
+    rng = np.random.default_rng(T)
+    logits, bias = rng.standard_normal((T, moe.experts)).astype(np.float32), rng.random(moe.experts).astype(np.float32)
+    routes = [gate.make_route(T + 3, moe.top_k, 3) for _ in range(2)]
+    load, moved = cupy.zeros(moe.experts, np.uint64), cupy.full(1, 5, np.uint64)
+    for route, added in zip(routes, (there(bias), None)):
+        gate.choose(moe, there(logits), added, route, load)
+    gate.count_moved(*routes, T, moved)
+    route, plain = (here(found.expert)[:T] for found in routes)
+    assert int(moved[0]) == 5 + sum(e not in plain[t] for t in range(T) for e in route[t])
+
+
 @pytest.mark.parametrize("E, K, R", [(8, 2, 8), (8, 2, 3), (16, 4, 1), (3, 3, 9), (256, 8, 256), (40, 16, 7)])
 @pytest.mark.parametrize("T", [0, 1, 64, 65, 500])
 @pytest.mark.parametrize("bulk", [True, False], ids=["copy engines", "threads"])

@@ -34,7 +34,7 @@ def run_all(prompts, rules, slots, max_tokens, chosen, context=64, mode="generat
             tokens.append(chosen(prompt, seen[prompt]) if target < 0 else target)
             seen[prompt] += 1
         outcome = Outcome(np.array(tokens, np.int32), -np.ones(len(tokens), np.float32), np.zeros((4, 6), np.int64),
-                          np.zeros(4, np.int64), np.zeros((0, 4, 2), np.int16))
+                          np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros((0, 4, 2), np.int16))
         for answer in sequences.advance(batch, outcome):
             assert answer.prompt not in answers
             answers[answer.prompt] = answer

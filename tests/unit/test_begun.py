@@ -104,8 +104,8 @@ class TestRecord:
         return Record(output, 0, 0, origin(), every, (4, 6, 2), check)
 
     def add(self, record: Record, answers=(), unfinished=()) -> None:
-        record.add(answers, np.zeros((4, 6), np.int64), np.zeros(4, np.int64), np.zeros((1, 4, 2), np.int16),
-                   Traffic.none(4), step_time(0), lambda: unfinished)
+        record.add(answers, np.zeros((4, 6), np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64),
+                   np.zeros((1, 4, 2), np.int16), Traffic.none(4), step_time(0), lambda: unfinished)
 
     def test_what_has_begun_is_committed_too_and_what_is_superseded_goes(self, tmp_path):
         output, record = tmp_path / "o.h5", self.record(tmp_path / "o.h5", 1e-9)
@@ -174,7 +174,7 @@ def test_an_answer_that_is_interrupted_anywhere_is_the_same(lengths, stops, room
             at = batch.position[batch.wanted] + 1
             chosen = [1000 * (int(p) + 1) + int(a) - lengths[int(p)] for p, a in zip(batch.prompt, at)]
             outcome = Outcome(np.array(chosen, np.int32), -np.array(chosen, np.float32), np.zeros((4, 6), np.int64),
-                              np.zeros(4, np.int64), np.zeros((0, 4, 2), np.int16))
+                              np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros((0, 4, 2), np.int16))
             for one in sequences.advance(batch, outcome):
                 assert one.prompt not in found
                 found[one.prompt] = one

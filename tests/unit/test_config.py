@@ -322,6 +322,9 @@ class TestIdentity:
             "checkpoint.every=1",
             "compute.device=cpu",
             "parallel.ranks_per_node=4",
+            "balance.mode=replicas",
+            "balance.replan_every=5",
+            "balance.rate=0.1",
         ],
     )
     def test_what_changes_no_result_changes_no_identity(self, text, tmp_path):
@@ -337,10 +340,21 @@ class TestIdentity:
             "generate.top_p=0.5",
             "compute.dtype=float32",
             "generate.seed=1",
+            "balance.mode=bias",
         ],
     )
     def test_what_changes_results_changes_the_identity(self, text, tmp_path):
         assert config.load(job(tmp_path), [text]).identity() != config.load(job(tmp_path)).identity()
+
+    def test_the_rate_of_a_bias_changes_it(self, tmp_path):
+        jobs = [config.load(job(tmp_path), ["balance.mode=bias", f"balance.rate={rate}"]) for rate in (0.1, 0.2)]
+        assert jobs[0].identity() != jobs[1].identity()
+
+    @pytest.mark.parametrize("other, hint", [("compute.reproducible=true", "compute.reproducible"),
+                                             ("balance.replan_every=5", "balance.replan_every")])
+    def test_a_bias_goes_with_neither(self, other, hint, tmp_path):
+        with pytest.raises(JobError, match=hint):
+            config.load(job(tmp_path), ["balance.mode=bias", other])
 
     def test_the_resolved_job_reads_back_as_itself(self, tmp_path):
         found = config.load(job(tmp_path), ["output=/ü 'x' \"y\" \\z.h5", "checkpoint.every=0.1"])

@@ -24,6 +24,7 @@ from test_place import is_valid
 
 from hpcmoe.errors import InputError
 from hpcmoe.files import parts, plan, prompts, results, topology
+from hpcmoe.files.bias import Biased
 from hpcmoe.files.parts import Part
 from hpcmoe.files.plan import Plan
 from hpcmoe.placement.policy import POLICIES, Case
@@ -41,15 +42,17 @@ def routing(ranks: int = RANKS) -> Routing:
                    np.concatenate([np.full_like(found.expert[:, :1], -1), found.expert], axis=1))
 
 
-def results_file(output: Path, model: Path, ranks: int = RANKS, hosts: int = 2) -> Path:
-    """Results of a run of `MOE` on so many ranks, whose tokens went as `routing` says."""
+def results_file(output: Path, model: Path, ranks: int = RANKS, hosts: int = 2,
+                 biased: bool = False) -> Path:
+    """Results of a run of `MOE` on so many ranks, whose tokens went as `routing` says; `biased` as if by a bias."""
     went = routing(ranks)
     job = f'model = {json.dumps(str(model))}\n[compute]\ndtype = "bfloat16"\n'
     told = replace(origin(ranks=ranks), job=job, hosts=tuple(f"n{rank * hosts // ranks}" for rank in range(ranks)))
     for rank in range(ranks):
         mine = went.rank == rank
         part = Part((answer(rank, 5),), went.load[:, rank], (step_time(0, 30), step_time(1, 90)), 0, None,
-                    went.load[:, rank].sum(axis=1), went.expert[mine], rank, ranks)
+                    went.load[:, rank].sum(axis=1), went.expert[mine], rank, ranks,
+                    Biased(went.load[:, rank].sum(axis=1) // 8, 9, (9.0, 18.0)) if biased else None)
         parts.write(output, 0, rank, 0, part, told)
     results.pack(output, prompts.Prompts(np.zeros(ranks, np.int32), np.arange(ranks + 1), ("a",) * ranks), told, str)
     return output
