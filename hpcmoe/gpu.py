@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from hpcmoe import ulfm
+
 LOCAL_VARIABLES = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_LOCAL_RANK", "SLURM_LOCALID")
 """Where launchers leave a process's rank among those of its node."""
 
@@ -40,7 +42,8 @@ def take(device: str) -> Gpu:
         address = runtime.deviceGetPCIBusId(runtime.getDevice())
     except runtime.CUDARuntimeError as error:
         return Gpu() if device == "auto" else Gpu(failure=f"compute.device = gpu, but no GPU can be used ({error})")
-    _load_ucx()
+    if not ulfm.on():  # UCX knows of no dead ranks
+        _load_ucx()
     return Gpu(address)
 
 

