@@ -112,11 +112,13 @@ class Crew:
         return Replans(loads, given.replan_every, self._placements, world.rank, shape, self._change,
                        lambda layer, experts: read(self._model, layer, experts, self._dtype, world.memory, mine))
 
-    def _change(self, layer: int, placement: Placement, slots: Mapping[int, Swiglu]) -> None:
+    def _change(self, layer: int, placement: Placement, slots: Mapping[int, Swiglu]) -> dict[int, Swiglu]:
         """A `replan.Change`."""
+        before = {slot: self._held.layers[layer].experts[slot] for slot in slots}
         self._held = changed(self._held, layer, slots)
         self._placements = [*self._placements[:layer], placement, *self._placements[layer + 1:]]
         self._segments.change(layer, placement, self._held)
+        return before
 
     def answer(self, notice: Notice) -> Stop | None:
         """Answers all prompts, and commits the answers; says why where not all. Collective. Raises `Agreed`."""
@@ -186,13 +188,16 @@ class Crew:
             self.held, self._record.check = held, held.check
         done, begun = on_root(self.world, lambda: output.left_by(self._job, self._plan.left.attempt, lost,
                                                                  self._model.spec.vocabulary))
-        all_ = self.world.comm.allgather((self._tally.step, self._sequences.prompts, self._tally.answered))
+        moved = self._balance.taken if isinstance(self._balance, Replans) else 0
+        all_ = self.world.comm.allgather((self._tally.step, moved, self._sequences.prompts, self._tally.answered))
         self._tally.step = max(step for step, *_ in all_)
+        if isinstance(self._balance, Replans):
+            self._balance.undo(min(taken for _, taken, *_ in all_))
         self._done |= done
         self._left += begun
-        kept = self._done.union(*(set(taken).union(answered) for _, taken, answered in all_))
+        kept = self._done.union(*(set(theirs).union(answered) for *_, theirs, answered in all_))
         self._pool = Pool(self._plan.inputs.prompts, [row for row in self._waiting if row not in kept], self._left)
-        return Loss(before, living, dead, lost, begin, sum(len(taken) for _, taken, _ in all_))
+        return Loss(before, living, dead, lost, begin, sum(len(theirs) for *_, theirs, _ in all_))
 
     def _take_over(self, loss: Loss) -> None:
         """The experts of the dead are read again by others. Collective. Raises `Agreed`."""

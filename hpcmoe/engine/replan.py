@@ -38,8 +38,8 @@ class Move:
 Read = Callable[[int, list[int]], Sequence[Swiglu]]
 """(layer, experts) -> their weights; called from a thread of its own"""
 
-Change = Callable[[int, Placement, dict[int, Swiglu]], None]
-"""(layer, its placement from now on, this rank's slots that change and what they hold then)"""
+Change = Callable[[int, Placement, dict[int, Swiglu]], dict[int, Swiglu]]
+"""(layer, its placement from now on, this rank's slots that change and what they hold then) -> what they held before"""
 
 
 def plan(placements: Placements, rows: np.ndarray) -> list[Move]:
@@ -68,7 +68,14 @@ class Replans:
         self._task: Future | None = None
         self._moves: list[Move] = []
         """of the plan that is being carried out; empty while there is none"""
+        self._last: tuple[Move, dict[int, Swiglu]] | None = None
+        """what the last vote changed, and what was there before"""
         self._thread = ThreadPoolExecutor(1, "replan")
+
+    @property
+    def taken(self) -> int:
+        """Tasks that all ranks had done in a vote that this rank saw; others may have seen one vote less, or more."""
+        return self._taken
 
     @property
     def ready(self) -> int:
@@ -83,29 +90,36 @@ class Replans:
     def between(self, ready: np.ndarray, step: int) -> None:
         """What is due before step number `step`; ready `[R]` is what all ranks said in one vote. Raises `InputError`
         where experts cannot be read."""
+        self._last = None  # all saw the vote before
         if self._loads.started:
             self._task = self._thread.submit(plan, self._placements, self._loads.wait())
         elif self._task and (ready > self._taken).all():
             self._take(self._task.result(), step)
+        elif not self._task and self._moves:
+            move = self._moves[0]
+            self._task = self._thread.submit(self._read, move.layer, list(move.comes(self._rank).values()))
         elif not self._task and self._steps >= self._every:
             self._loads.start(self._rows)
             self._rows[...], self._steps = 0, 0
 
     def _take(self, found: Any, step: int) -> None:
-        """The end of a task, a plan's or a reading's, and the beginning of the next."""
-        self._taken += 1
+        """The end of a task: a reading's, or a plan's."""
+        self._taken, self._task = self._taken + 1, None
         if self._moves:
             move = self._moves.pop(0)
             self._placements[move.layer] = move.after
-            self._change(move.layer, move.after, dict(zip(move.comes(self._rank), found)))
+            self._last = move, self._change(move.layer, move.after, dict(zip(move.comes(self._rank), found)))
         else:
             self._moves = found
             if found and self._rank == 0:
                 print(f"hpcmoe: behind step {step}: {_words(found)}", file=sys.stderr, flush=True)
-        self._task = None
-        if self._moves:
-            move = self._moves[0]
-            self._task = self._thread.submit(self._read, move.layer, list(move.comes(self._rank).values()))
+
+    def undo(self, taken: int) -> None:
+        """As if this rank had not seen the last vote, where others, who took so many tasks, did not. Local."""
+        if self._taken > taken and self._last:
+            move, before = self._last
+            self._change(move.layer, move.before, before)
+            self._last = None
 
     def close(self) -> None:
         """No task is begun any more, and none is under way. Local."""

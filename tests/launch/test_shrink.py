@@ -57,8 +57,10 @@ def kill(running: Running, output: Path, *victims: int) -> list[int]:
     (4, (0,), ("schedule.mode=overlapped", "exchange.mode=persistent")),
     (5, (1, 3), ("exchange.transport=staged",)),
     (4, (2,), ("exchange.mode=twohop", "parallel.ranks_per_node=2")),
+    (4, (3,), ("balance.replan_every=1",)),
     pytest.param(16, (7,), (), marks=pytest.mark.slow),
-], ids=["a rank", "rank 0", "two of five", "one of two nodes' four", "one of sixteen, with an expert each"])
+], ids=["a rank", "rank 0", "two of five", "one of two nodes' four", "while experts move",
+        "one of sixteen, with an expert each"])
 def test_the_others_go_on_and_the_output_is_unchanged(tmp_path, undisturbed, ranks, victims, settings):
     job = make(tmp_path, "shrink")
     output, before = job.with_name("out.h5"), set(os.listdir("/dev/shm"))

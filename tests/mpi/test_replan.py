@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from launched import wait_for
 from models import TINY
 
 from hpcmoe import config, launch, tables
@@ -19,7 +20,9 @@ from hpcmoe.files import prompts
 from hpcmoe.kernels import rows
 from hpcmoe.placement.adapt import loads, uneven
 from hpcmoe.placement.assign import ordered
+from hpcmoe.placement.plan import repeated
 from hpcmoe.placement.replicas import scan
+from hpcmoe.slots import Placement
 from hpcmoe.types import Route
 
 pytestmark = pytest.mark.mpi
@@ -103,6 +106,53 @@ def test_answers_have_the_same_bits_while_experts_move(comm, shared_tmp, everywh
     if comm.size > 1 and not drifting.changes:
         problems.append("nothing moved")
     everywhere(problems)
+
+
+class Sums:
+    """Takes the place of `Loads` on one rank."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def start(self, rows: np.ndarray) -> None:
+        """See `Loads`."""
+        self.started, self._rows = True, rows.copy()
+
+    def wait(self) -> np.ndarray:
+        """See `Loads`."""
+        self.started = False
+        return self._rows
+
+
+def test_a_change_that_another_rank_did_not_see_is_undone():
+    """Rank 0 of four, two of which have expert 0 of the only layer and two expert 1; expert 1 is busy."""
+    before, changes = repeated(2, 4), []
+
+    def change(layer: int, placement: Placement, slots: dict[int, str]) -> dict[int, str]:
+        changes.append((placement.expert.tolist(), slots))
+        return {0: "old 0"}
+    replans = Replans(Sums(), 1, [before], 0, (1, 2), change, lambda layer, experts: [f"new {e}" for e in experts])
+
+    def turn(ready: int) -> None:
+        replans.between(np.array([ready] * 4), 0)
+    replans.add(np.array([[10, 90]]))
+    turn(0)  # rows are added up,
+    turn(0)  # a plan is made,
+    wait_for(lambda: replans.ready == 1)
+    turn(0)
+    assert not replans.taken
+    turn(1)  # taken,
+    turn(1)  # and its first layer read
+    wait_for(lambda: replans.ready == 2)
+    turn(2)
+    moved = [1, 0, 1, 1], {0: "new 1"}
+    assert changes == [moved] and replans.taken == 2
+    replans.undo(2)
+    assert changes == [moved]
+    replans.undo(1)
+    replans.undo(1)
+    assert changes == [moved, ([0, 0, 1, 1], {0: "old 0"})]
+    replans.close()
 
 
 @pytest.mark.slow

@@ -160,7 +160,8 @@ def entry(name, place, value):
 
 BAD = {
     "a node that is left out": entry("node", 3, 3), "another order": entry("node", 0, 1), "no ranks": put("node", []),
-    "fewer ranks": put("node", [0, 0, 1]), "nodes that are no numbers": put("node", [0.0, 0.0, 1.0, 2.0]),
+    "fewer ranks": put("node", [0, 0, 1]), "millions of ranks": put("node", np.zeros(5 << 20, np.int8)),
+    "nodes that are no numbers": put("node", [0.0, 0.0, 1.0, 2.0]),
     "not square": put("latency", np.ones((4, 3))), "a vector": put("rate", np.ones(16)),
     "other ranks": put("rate", np.ones((5, 5))), "no latency": entry("latency", (0, 1), 0.0),
     "negative": entry("latency", (0, 1), -1e-6), "not a number": entry("latency", (2, 1), np.nan),
