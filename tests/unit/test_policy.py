@@ -169,9 +169,9 @@ def test_grouping_comes_within_three_percent_of_long_annealing(kind, ranks, coun
 
 
 @pytest.mark.parametrize("steps", [4000, pytest.param(200_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name, ranks, count", [("e64", 16, 4), ("e16", 16, 4), ("e64", 64, 8)])
-def test_grouping_of_learned_routing(name, ranks, count, steps):
-    """Tokens of held-out text through small trained models (tests/trained), as a run on 16 ranks recorded them."""
+@pytest.mark.parametrize("name, ranks, count", [("e64", 16, 4), ("e16", 16, 4), ("e64", 64, 8), ("upcycled", 16, 4)])
+def test_grouping_of_recorded_routing(name, ranks, count, steps):
+    """Tokens of real text through small trained models, and through a large one that was upcycled (tests/trained)."""
     kept = np.load(ROOT / "tests" / "trained" / name / "routed.npz")
     expert, rank = kept["expert"].astype(np.int16), np.arange(len(kept["rank"]), dtype=np.int32) % ranks
     for layer in range(expert.shape[1]):
