@@ -23,7 +23,8 @@ pytestmark = pytest.mark.mpi
 CLOSE = 5e-5
 """Of the standard deviation of the logits."""
 MODEL = replace(TINY, dense=None, context=TINY.vocabulary)
-EXPERTS = {"fewer experts than ranks": (lambda R: max(1, R // 2), "replicated"),
+EVEN = "fewer experts than ranks"
+EXPERTS = {EVEN: (lambda R: max(1, R // 2), "replicated"),
            "replicas with exactly equal parts": (lambda R: max(1, R // 2), "replicated exactly"),
            "an expert per rank": (lambda R: R, "in order"),
            "more experts than ranks": (lambda R: 2 * R + 1, "shuffled")}
@@ -100,6 +101,8 @@ def _bits(outcome: Outcome) -> dict[str, bytes]:
 @pytest.fixture
 def players(comm, request, monkeypatch) -> Iterator[Players]:
     """For a number of experts that stands in some relation to that of the ranks. Staged pieces are of few rows."""
+    if comm.size > 4 and request.param == EVEN and "many" not in request.function.__name__:
+        pytest.skip("takes long on many ranks, where exactly equal parts stand for it: make test-long")
     monkeypatch.setattr(staged, "PIECE", comm.size * 6 * MODEL.hidden * 4)
     with ExitStack() as ends:
         alarm = Alarm(comm)
