@@ -65,8 +65,12 @@ def init(spec: Path, output: Path, seed: int, dtype: str) -> None:
 @click.option("-o", "--output", type=FILE, required=True, help="The prompts.h5 to write.")
 @click.option("--model", type=FILE, required=True, help="The model.h5 (or spec.toml) that the prompts are for.")
 def prompts(source: Path, output: Path, model: Path) -> None:
-    """Make a prompts file from SOURCE: a text file with a prompt a line, or JSONL (.jsonl) with "text" or
-    "tokens", and "id" where wanted."""
+    """Make a prompts file from SOURCE: a text file with a prompt a line, or JSONL (.jsonl).
+
+    A line of JSONL has "text", "tokens", or "messages" for the model's chat template, and "id" where wanted; or it is
+    a request as OpenAI's and vLLM's batch runners read them ("custom_id", "url", "body"). hpcmoe export writes the
+    answers in their form.
+    """
     from hpcmoe.engine.inputs import open_model
     from hpcmoe.files import prompts as layout
     check_output(output, source, model)
@@ -123,6 +127,17 @@ def run(job: Path, overrides: tuple[str, ...], output: Path | None, overwrite: b
     from hpcmoe.report import run as page
     chosen = overrides + ((tomli_w.dumps({"output": str(output)}),) if output else ())
     sys.exit(page.run(job, chosen, overwrite, trace))
+
+
+@cli.command(short_help="Write the answers as JSONL.")
+@click.argument("results", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The .jsonl to write.")
+@click.option("--prompts", type=FILE, help="The prompts.h5; without it the one that the results' job names.")
+def export(results: Path, output: Path, prompts: Path | None) -> None:
+    """Write the answers in RESULTS as JSONL: a line for each prompt, in the form in which OpenAI's and vLLM's batch
+    runners answer requests."""
+    from hpcmoe.report import export as page
+    click.echo(f"{output}: {page.export(results, output, prompts)} answers")
 
 
 @cli.command(short_help="Plan who holds which experts, by an earlier run.")

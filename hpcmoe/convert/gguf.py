@@ -9,7 +9,7 @@ import numpy as np
 from hpcmoe import child
 from hpcmoe.convert.keys import Keys
 from hpcmoe.convert.parts import checked, part_shapes
-from hpcmoe.convert.tokenizer import from_gguf, listed
+from hpcmoe.convert.tokenizer import chat_of, from_gguf, listed
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import vet
 from hpcmoe.paths import unreadable
@@ -39,7 +39,7 @@ class GgufCheckpoint:
         self._tensors = {t.name: t for t in reader.tensors}
         values = {name: field.contents() for name, field in reader.fields.items()}
         self.spec = _spec(values, "output.weight" not in self._tensors, path)
-        self.tokenizer = from_gguf(values, path)
+        self.tokenizer, self.chat = from_gguf(values, path), chat_of(values, path)
         self._check()
 
     def _check(self) -> None:

@@ -14,6 +14,7 @@ from hpcmoe.convert.keys import Keys
 from hpcmoe.convert.parts import checked, part_shapes
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import tokenizer
+from hpcmoe.files.chat import Chat
 from hpcmoe.files.model import rows_per_block
 from hpcmoe.paths import read_text
 from hpcmoe.spec import ModelSpec, Tensor, check, tensors
@@ -40,7 +41,7 @@ class HuggingFaceCheckpoint:
         self.spec: ModelSpec = self._family.spec(keys, folder.resolve().name)
         keys.finish()
         check(self.spec, f"{folder / 'config.json'}")
-        self.tokenizer = _tokenizer(folder)
+        self.tokenizer, self.chat = _tokenizer(folder), _chat(folder)
         self._files = _open_all(folder)
         self._parts = {t.name: self._find(t) for t in tensors(self.spec)}
         self._check_nothing_left()
@@ -117,6 +118,26 @@ def _tokenizer(folder: Path) -> str:
     print(f"hpcmoe: warning: {folder} has no tokenizer.json: prompts must be given as tokens, and texts stay empty",
           file=sys.stderr)
     return ""
+
+
+def _chat(folder: Path) -> str:
+    """The chat template; of several that tokenizer_config.json names, the default one."""
+    path, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    table = _json(path) if path.exists() else {}
+    found = read_text(alone, InputError, "chat template", LARGEST) if alone.exists() else table.get("chat_template")
+    if isinstance(found, list):
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    if found is None:
+        return ""
+    if not isinstance(found, str):
+        raise InputError(f"{path}: chat_template should be a string, or a list that has one named default")
+    tokens = {}
+    for name, value in table.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            tokens[name] = text
+    return Chat(found, tokens).json()
 
 
 def _open_all(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmoe.errors import InputError, JobError
+from hpcmoe.files.chat import Chat
 
 CONTROL = 3
 """The token type of special tokens in GGUF."""
@@ -38,6 +39,21 @@ def from_gguf(values: dict[str, Any], path: Path) -> str:
     special = [token for token, sort in zip(tokens, kinds) if sort == CONTROL]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer.to_str()
+
+
+def chat_of(values: dict[str, Any], path: Path) -> str:
+    """The chat template of a GGUF file, as model files have it; "" where it has none. Raises `InputError`."""
+    template = values.get("tokenizer.chat_template")
+    if not template:
+        return ""
+    if not isinstance(template, str):
+        raise InputError(f"{path}: tokenizer.chat_template is not a string")
+    tokens, special = listed(values, "tokens", path, str), {}
+    for name in ("bos", "eos"):
+        number = values.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(number, int) and 0 <= number < len(tokens):
+            special[f"{name}_token"] = tokens[number]
+    return Chat(template, special).json()
 
 
 def listed(values: dict[str, Any], name: str, path: Path, kind: type) -> list[Any]:

@@ -36,7 +36,7 @@ class Copies:
     def __init__(self, source: Source, experts: int, top_k: int, seed: int) -> None:
         moe = Moe(experts, top_k, _width(source.spec))
         self.spec = replace(source.spec, name=f"{source.spec.name}, {experts} copies", dense=None, moe=moe)
-        self.tokenizer = source.tokenizer
+        self.tokenizer, self.chat = source.tokenizer, source.chat
         self._source, self._gates = source, Drawn(self.spec, seed)
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
@@ -61,7 +61,7 @@ class Slices:
         self._source, self._slice = source, -(-_width(source.spec) // experts)
         moe = Moe(experts, experts, self._slice, scale=float(experts))
         self.spec = replace(source.spec, name=f"{source.spec.name}, {experts} slices", dense=None, moe=moe)
-        self.tokenizer = source.tokenizer
+        self.tokenizer, self.chat = source.tokenizer, source.chat
         self._cached: dict[str, np.ndarray] = {}
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:

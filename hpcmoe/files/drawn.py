@@ -25,7 +25,7 @@ MIDDLE, SCALE = np.float32(32767.5), np.float32(12 ** 0.5 / 65536)
 class Drawn:
     """A model without a file. A `files.model.Source`."""
 
-    tokenizer = ""
+    tokenizer = chat = ""
 
     def __init__(self, spec: ModelSpec, seed: int) -> None:
         self.spec, self.seed = spec, seed

@@ -41,9 +41,9 @@ def examine(path: Path, layout: str) -> None:
         for name in _attributes(file, path):
             room.unpack(name, _bytes(np.asarray(file.attrs[name])))
         if h5.layout_of(file) == "model":
-            from hpcmoe.files.model import check_tensors, read_spec
-            if "tokenizer" in file:
-                _look(_opened(file, "tokenizer", path), "tokenizer", room)
+            from hpcmoe.files.model import TEXTS, check_tensors, read_spec
+            for name in TEXTS.keys() & set(file):
+                _look(_opened(file, name, path), name, room)
             check_tensors(_tensors(file, path, spec.tensors(read_spec(file, path)), room), path)
         else:
             for name, found in _objects(file, path):

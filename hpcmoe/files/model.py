@@ -1,6 +1,6 @@
 """model.h5: the spec as TOML, the tokenizer's JSON, and one dataset per tensor of `spec.tensors`.
 
-    /                     attributes: spec (TOML), dtype; dataset tokenizer (JSON, may be absent)
+    /                     attributes: spec (TOML), dtype; datasets tokenizer and chat (JSON, may be absent)
     /embedding            [V, H]
     /layers/007/gate      [E, H]      and so on; experts/012/{gate_up, down} are datasets of their own,
     /norm, /head                      so that a rank reads only its share
@@ -22,6 +22,8 @@ from hpcmoe.spec import ModelSpec, Tensor
 
 BLOCK = 1 << 22
 """Values in a block that is read or written at once."""
+TEXTS = {"tokenizer": "tokenizer in the JSON of the tokenizers library",
+         "chat": "chat template and the texts of its special tokens, JSON"}
 CACHED = 1 << 18
 """Bytes that stay in a core's cache."""
 
@@ -35,6 +37,8 @@ class Source(Protocol):
     spec: ModelSpec
     tokenizer: str
     """The tokenizer's JSON, "" where there is none."""
+    chat: str
+    """A `files.chat.Chat` as JSON, "" where there is none."""
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """`tensor` as float32 blocks of consecutive rows, `[rows, in]` (`[rows]` for a vector)."""
@@ -51,7 +55,7 @@ class ModelFile:
             self.spec = read_spec(file, path)
             self.dtype = h5.attribute(file, "dtype", path, str)
             self.uuid = h5.attribute(file, "uuid", path, str)
-            self.tokenizer = h5.string(file, "tokenizer", path) if "tokenizer" in file else ""
+            self.tokenizer, self.chat = (h5.string(file, name, path) if name in file else "" for name in TEXTS)
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """See `Source`. Raises `InputError` at a value that is not finite."""
@@ -110,9 +114,10 @@ def write(path: Path, source: Source, dtype: str, *, same: Callable[[Tensor], st
     with h5.writing(path, "model") as file:
         file.attrs["spec"] = tables.dump(source.spec)
         file.attrs["dtype"] = dtype
-        if source.tokenizer:
-            text = file.create_dataset("tokenizer", data=source.tokenizer, dtype=h5py.string_dtype())
-            text.attrs.update(long_name="tokenizer in the JSON of the tokenizers library", units="1")
+        for name, note in TEXTS.items():
+            if value := getattr(source, name):
+                text = file.create_dataset(name, data=value, dtype=h5py.string_dtype())
+                text.attrs.update(long_name=note, units="1")
         for tensor in spec.tensors(source.spec):
             first = same(tensor)
             if first:

@@ -3,6 +3,7 @@
 import glob
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def put(written: Path, path: Path) -> None:
         sync(path.parent)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def write_text(path: Path, pieces: Iterable[str]) -> None:
+    """A file of text, UTF-8. Raises `JobError`."""
+    written = unfinished(path)
+    try:
+        with written.open("w", encoding="utf-8") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        put(written, path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: OSError) -> JobError:

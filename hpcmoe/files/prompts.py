@@ -1,9 +1,10 @@
-"""prompts.h5: `tokens/data` int32 with `tokens/offsets` int64 `[P + 1]`, `id` `[P]`, and `text` `[P]`.
+"""prompts.h5: `tokens/data` int32 with `tokens/offsets` int64 `[P + 1]`, `id` `[P]`, and `text` and `url` `[P]`.
 
-Made by `hpcmoe prompts` from text lines, or from JSONL with `id` and `text` or `tokens`.
+Made by `hpcmoe prompts` from text lines, or from JSONL (`files.requests`). `url` is that of a batch runner's request,
+"" where a prompt was none.
 """
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,12 @@ import numpy as np
 
 from hpcmoe import paths
 from hpcmoe.errors import InputError
-from hpcmoe.files import h5, vet
+from hpcmoe.files import chat, h5, vet
 from hpcmoe.files.model import Source
+from hpcmoe.files.requests import MOST, Request, parse
 from hpcmoe.files.tokenizer import Tokenizer
 from hpcmoe.spec import ModelSpec
 
-MOST = 2**31
-"""Tokens are below it: they are stored as int32."""
 JSONL = (".jsonl", ".ndjson")
 """Endings of files with a JSON object a line."""
 
@@ -33,6 +33,8 @@ class Prompts:
     """`[P + 1]` int64"""
     ids: tuple[str, ...]
     uuid: str = ""
+    urls: tuple[str, ...] = ()
+    """`[P]`, or empty"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,12 +61,13 @@ def read(path: Path) -> Prompts:
         data, offsets = h5.ragged(file, "tokens", path)
         ids = h5.strings(file, "id", path)
         uuid = str(file.attrs.get("uuid", ""))
+        urls = tuple(h5.strings(file, "url", path, len(ids))) if "url" in file else ()
     if len(ids) != len(offsets) - 1:
         raise InputError(f"{path}: {len(ids)} ids for {len(offsets) - 1} prompts: make the file again")
     large = (data < -MOST) | (data >= MOST)  # a cast would make other tokens of them
     if large.any():
         raise InputError(f"{path}: tokens/data has {data[large][0]}, which no vocabulary is large enough for")
-    return Prompts(data.astype(np.int32), offsets, tuple(ids), uuid)
+    return Prompts(data.astype(np.int32), offsets, tuple(ids), uuid, urls)
 
 
 def check(prompts: Prompts, spec: ModelSpec, where: str, room: int = 1) -> None:
@@ -86,66 +89,70 @@ def check(prompts: Prompts, spec: ModelSpec, where: str, room: int = 1) -> None:
 
 def convert(source: Path, target: Path, model: Source) -> int:
     """Writes the prompts of a text or JSONL file for `model`; returns how many. Raises `InputError`, `JobError`."""
-    records = _records(source)
-    if not records:
+    requests = _requests(source)
+    if not requests:
         raise InputError(f"{source}: there are no prompts in it")
+    texts = _rendered(requests, model)
     tokenizer = Tokenizer(model.tokenizer, model.spec.name) if model.tokenizer else None
     tokens = []
-    for where, record in records:
-        if "tokens" in record:
-            tokens.append(_given(record["tokens"], where))
+    for (where, request), text in zip(requests, texts):
+        if request.tokens is not None:
+            tokens.append(request.tokens)
         elif tokenizer is None:
             raise InputError(f"{where}: {model.spec.name} has no tokenizer, so prompts must be .jsonl with tokens")
-        else:
-            tokens.append(np.array(tokenizer.encode(record["text"]), np.int32))
-    ids = [str(number if record.get("id") is None else record["id"]) for number, (_, record) in enumerate(records)]
+        else:  # a chat template has written all that goes around a text
+            tokens.append(np.array(tokenizer.encode(text, special=request.conversation is None), np.int32))
+    ids = [str(number) if request.id is None else request.id for number, (_, request) in enumerate(requests)]
     offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
     check(Prompts(np.concatenate(tokens), offsets, tuple(ids)), model.spec, str(source))
-    write(target, ids, tokens, [record.get("text", "") for _, record in records])
+    urls = [request.url for _, request in requests]
+    write(target, ids, tokens, texts, urls if any(urls) else ())
+    _tell(requests)
     return len(ids)
 
 
-def write(path: Path, ids: Sequence[str], tokens: Sequence[np.ndarray], text: Sequence[str] = ()) -> None:
+def _rendered(requests: Sequence[tuple[str, Request]], model: Source) -> list[str]:
+    """The text of each, "" where it is given as tokens; conversations by the model's chat template."""
+    talks = [(where, request.conversation) for where, request in requests if request.conversation is not None]
+    if talks and not model.chat:
+        raise InputError(f"{talks[0][0]}: {model.spec.name} has no chat template, so prompts must have text or tokens; "
+                         "where its checkpoint has one, run hpcmoe convert again")
+    said = iter(chat.render(model.chat, [talk for _, talk in talks], [where for where, _ in talks]) if talks else [])
+    texts = [request.text or "" if request.conversation is None else next(said) for _, request in requests]
+    for (where, request), text in zip(requests, texts):
+        _check_characters(request.id or "", "id", where)
+        _check_characters(text, "text", where)
+    return texts
+
+
+def _tell(requests: Sequence[tuple[str, Request]]) -> None:
+    other = sorted(set().union(*(request.other for _, request in requests)))
+    if other:
+        print(f"hpcmoe: warning: {', '.join(other)} of the requests are the job's to say, for all prompts alike: see "
+              "[generate] in hpcmoe keys", file=sys.stderr)
+
+
+def write(path: Path, ids: Sequence[str], tokens: Sequence[np.ndarray], text: Sequence[str] = (),
+          urls: Sequence[str] = ()) -> None:
     """A prompts file. Raises `JobError` where it cannot be written."""
     with h5.writing(path, "prompts") as file:
         h5.put_ragged(file, "tokens", tokens, "int32", "tokens of all prompts, one after another")
         h5.put_strings(file, "id", ids, "the user's own name of each prompt")
         if text:
             h5.put_strings(file, "text", text, "text of each prompt")
+        if urls:
+            h5.put_strings(file, "url", urls, "where a batch runner would send each request")
 
 
-def _records(source: Path) -> list[tuple[str, dict]]:
+def _requests(source: Path) -> list[tuple[str, Request]]:
+    """Each with its place."""
     lines = paths.read_text(source, InputError, "prompts").split("\n")
     jsonl = source.suffix.lower() in JSONL
-    found = [(f"{source}, line {n}", _record(line, f"{source}, line {n}") if jsonl else {"text": line})
-             for n, line in enumerate(lines, 1) if line.strip()]
-    for where, record in found:
-        _check_characters(record, where)
-    return found
+    return [(f"{source}, line {n}", parse(line, f"{source}, line {n}") if jsonl else Request(text=line))
+            for n, line in enumerate(lines, 1) if line.strip()]
 
 
-def _check_characters(record: dict, where: str) -> None:
-    for name in ("id", "text"):
-        words = str(record.get(name, ""))
-        if "\0" in words or any("\ud800" <= c <= "\udfff" for c in words):
-            raise InputError(f"{where}: {name} has a zero or half a surrogate pair, which files cannot hold")
+def _check_characters(words: str, name: str, where: str) -> None:
+    if "\0" in words or any("\ud800" <= c <= "\udfff" for c in words):
+        raise InputError(f"{where}: {name} has a zero or half a surrogate pair, which files cannot hold")
 
-
-def _record(line: str, where: str) -> dict:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also where numbers or brackets are beyond Python's limits
-        raise InputError(f"{where}: not JSON ({error})") from None
-    if not isinstance(record, dict) or not ({"text", "tokens"} & set(record)):
-        raise InputError(f"{where}: should be an object with text or tokens, and id where wanted")
-    if not isinstance(record.get("text", ""), str):
-        raise InputError(f"{where}: text should be a string")
-    if type(record.get("id", "")) not in (str, int, float, type(None)):
-        raise InputError(f"{where}: id should be a string or a number")
-    return record
-
-
-def _given(tokens: object, where: str) -> np.ndarray:
-    if not isinstance(tokens, list) or not all(type(t) is int and abs(t) < MOST for t in tokens):
-        raise InputError(f"{where}: tokens should be a list of whole numbers")
-    return np.array(tokens, np.int32)

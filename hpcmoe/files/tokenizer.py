@@ -26,9 +26,9 @@ class Tokenizer:
                 raise
             raise InputError(f"{where}: the tokenizers library breaks at the tokenizer ({error})") from None
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of `text`, with what the tokenizer itself puts around a text."""
-        return self._tokenizer.encode(text).ids
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Tokens of `text`; where `special`, with what the tokenizer itself puts around a text."""
+        return self._tokenizer.encode(text, add_special_tokens=special).ids
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of `tokens`, special ones left out."""

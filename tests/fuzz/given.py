@@ -24,6 +24,7 @@ from test_gguf import LLAMA, write_gguf
 from test_plan import a_plan, results_file
 
 from hpcmoe.files import exchange, model, plan, probe, topology
+from hpcmoe.files.chat import Chat
 from hpcmoe.files.exchange import Figure, Table
 from hpcmoe.files.probe import Probe
 from hpcmoe.types import Cuts, Hops, Speeds
@@ -59,10 +60,11 @@ def make(folder: Path) -> None:
     folder.mkdir(parents=True)
     job_files(folder, 3, 5, rest="[generate]\nmax_new_tokens = 3\ntemperature = 0.5\n[schedule]\nmax_sequences = 2\n"
                                  "[compute]\ndevice = \"cpu\"\ndtype = \"float32\"\n")
-    model.write(folder / "model.h5", Given(MOE, byte_tokenizer()), "float32")
+    model.write(folder / "model.h5", Given(MOE, byte_tokenizer(), chat=Chat("{{ messages }}").json()), "float32")
     put_prompts(folder / "other.h5", [1, 2], [3])
     spec_file(folder / "spec.toml")
-    jsonl(folder / "p.jsonl", {"text": "one"}, {"tokens": [1, 2], "id": 7}, {"text": "three", "id": "c"})
+    jsonl(folder / "p.jsonl", {"text": "one"}, {"tokens": [1, 2], "id": 7}, {"text": "three", "id": "c"},
+          {"messages": [{"role": "user", "content": "four"}]})
     output = folder / "out.h5"
     for turn in range(2):
         part = put_part(output, 0, 0, 0, [answer(0, 5, 6), answer(1, 7)], [step_time(0)])

@@ -23,7 +23,7 @@ WIDE = replace(TINY, hidden=513, vocabulary=4096, layers=2)
 class Given:
     """A model with one tensor that is given. A `files.model.Source`, and one that has no shorter way."""
 
-    tokenizer = ""
+    tokenizer = chat = ""
 
     def __init__(self, spec, name="", values=None) -> None:
         self.spec, self._name, self._values = spec, name, values

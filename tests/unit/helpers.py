@@ -82,8 +82,9 @@ def assert_one_line(result: Result, code: int, *words: str) -> None:
 class Given:
     """A model whose tensors are given, all others drawn. A `files.model.Source`."""
 
-    def __init__(self, model: ModelSpec, tokenizer: str = "", seed: int = 1, **tensors: np.ndarray) -> None:
-        self.spec, self.tokenizer, self.tensors = model, tokenizer, tensors
+    def __init__(self, model: ModelSpec, tokenizer: str = "", seed: int = 1, chat: str = "",
+                 **tensors: np.ndarray) -> None:
+        self.spec, self.tokenizer, self.chat, self.tensors = model, tokenizer, chat, tensors
         self.dtype, self.uuid = "float32", "given"
         self._drawn = Drawn(model, seed)
 

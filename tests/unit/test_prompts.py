@@ -187,7 +187,7 @@ class TestJsonl:
     @pytest.mark.parametrize("record", [[], "text", 5, None, {}, {"prompt": "x"}, {"Text": "x"}])
     def test_a_record_without_text_or_tokens_is_named(self, record, model, tmp_path):
         line = refused(jsonl(tmp_path / "p.jsonl", {"text": "a"}, record), model)
-        assert "line 2" in line and "text or tokens" in line
+        assert "line 2" in line and "text, tokens or messages" in line
 
     @pytest.mark.parametrize("value", [None, 5, ["x"], {"x": 1}])
     def test_a_text_that_is_none_is_named(self, value, model, tmp_path):
