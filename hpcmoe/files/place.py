@@ -28,6 +28,7 @@ def write_text(path: Path, pieces: Iterable[str]) -> None:
     """A file of text, UTF-8. Raises `JobError`."""
     written = unfinished(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with written.open("w", encoding="utf-8") as file:
             file.writelines(pieces)
             file.flush()

@@ -29,7 +29,7 @@ class Request:
     conversation: dict[str, Any] | None = None
     """what its chat template is given"""
     url: str = ""
-    """where a batch runner would send it"""
+    """where a batch runner would send it; "" for what is none of its requests"""
     other: frozenset[str] = field(default_factory=frozenset)
     """keys of a request that only a job can follow"""
 
@@ -49,7 +49,7 @@ def parse(line: str, where: str) -> Request:
         text = _string(record.get("text", ""), "text", where)
         return Request(name, tokens=_tokens(record["tokens"], where), text=text)
     if "messages" in record:
-        return Request(name, conversation=_conversation(record, where))
+        return Request(name, conversation=_conversation(record, where), url=CHAT)
     return Request(name, text=_string(record["text"], "text", where))
 
 

@@ -124,7 +124,7 @@ class TestRequests:
     def test_our_own_lines(self):
         assert parsed({"text": "a", "id": 3}) == Request("3", text="a")
         assert parsed({"text": "a", "tokens": [1]}) == Request(tokens=[1], text="a")
-        assert parsed(TALK) == Request(conversation=TALK)
+        assert parsed(TALK) == Request(conversation=TALK, url=CHAT)
 
     def test_those_of_batch_runners(self):
         body = {"model": "m", **TALK, "max_tokens": 3, "tools": [1], "chat_template_kwargs": {"think": True}}
@@ -172,7 +172,7 @@ def test_conversations_become_prompts(talking, tmp_path, capsys):
     found = prompts.read(tmp_path / "p.h5")
     texts = [bytes(found[n].tolist()).decode() for n in range(3)]
     assert texts == ["^<user>héllo\n<assistant>"] * 2 + ["c"]
-    assert found.ids == ("a", "b", "2") and found.urls == (CHAT, "", "")
+    assert found.ids == ("a", "b", "2") and found.urls == (CHAT, CHAT, "")
     assert "temperature of the requests are the job's to say" in capsys.readouterr().err
 
 
