@@ -75,7 +75,9 @@ def take(file: h5py.File, path: Path) -> Routing | None:
     load = h5.take(file, "routing/load", path, np.integer, 3)
     rank = h5.take(file, "routing/rank", path, np.integer, 1)
     computed = h5.take(file, "routing/computed", path, np.integer, 2)
-    expert, ranks = _take_sample(file, path, len(load), load.shape[2]), h5.attribute(file, "ranks", path, int)
+    expert, ranks = _take_sample(file, path, len(load), load.shape[2]), computed.shape[1]
+    if not ranks or h5.attribute(file, "ranks", path, int) % ranks:  # packed shards have those of one, all together
+        raise InputError(f"{path}: routing/computed is of {ranks} ranks, and the file of others: make the file again")
     _check_rows(load, "load", (len(load), 1 if load.shape[1] == 1 else ranks, load.shape[2]), path)
     _check_rows(computed, "computed", (len(load), ranks), path)
     if len(rank) != len(expert) or (rank < 0).any() or (rank >= ranks).any():

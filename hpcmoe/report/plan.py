@@ -25,6 +25,8 @@ NEAR, FAR = (2e-6, 450e9), (5e-6, 50e9)
 """Latency and rate of links without a topology file: NVLink inside a node, and one 400 Gbit/s card for each GPU."""
 COMPARED = ("linear", "load", "topology")
 """Policies that the page compares, beside the one that was asked for."""
+MOST_RANKS = 4096
+"""Of a plan: what is known of each two takes room."""
 SHOWN = 3
 """Replicated experts that a row names."""
 
@@ -88,18 +90,23 @@ def make(source: Path, output: Path, asked: Asked) -> None:
 def read(source: Path) -> Run:
     """What the results in `source` tell. Raises `InputError`."""
     routing = results.routing(source)
+    ranks = routing.computed.shape[1]
+    if ranks > MOST_RANKS:
+        raise InputError(f"{source}: was made by {ranks} ranks, and plans are for {MOST_RANKS} at most")
     with h5.reading(source, "results") as file:
-        steps, hosts = results.steps(file, source), h5.strings(file, "host", source)
+        steps, hosts = results.steps(file, source), h5.strings(file, "host", source)[:ranks]
         model, dtype, per_node = _job(h5.attribute(file, "job", source, str), source)
     layers = [layer for layer in range(len(routing.load)) if routing.load[layer].any()]
     L, _, E = routing.load.shape
     there = (model.layers, model.experts, list(model.moe_layers), model.moe.top_k if model.moe else 0)
     seen = (routing.expert[:, layers] >= 0).all(axis=2).any(axis=0)
+    if len(hosts) < ranks:
+        raise InputError(f"{source}: names {len(hosts)} hosts of {ranks} ranks: make the file again")
     if there != (L, E, layers, routing.expert.shape[2]) or not seen.all() or not layers:
         raise InputError(f"{source}: where its tokens went does not fit {model.name}, the model that it names, or none "
                          "went anywhere: give the results of another run")
-    rows, spent = routing.load.sum(dtype=np.float64), steps.mean[:, STAGES.index("expert")].sum() * len(hosts)
-    tokens = steps.tokens.sum() / max(len(steps.tokens), 1) / max(len(hosts), 1)
+    rows, spent = routing.load.sum(dtype=np.float64), steps.mean[:, STAGES.index("expert")].sum() * ranks
+    tokens = steps.tokens.sum() / max(len(steps.tokens), 1) / ranks
     if not (np.isfinite(spent) and spent >= 0 and tokens > 0):
         raise InputError(f"{source}: timings has values that cannot be: make the file again")
     node = np.arange(len(hosts)) // per_node if per_node else launch.number(hosts)

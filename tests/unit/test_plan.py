@@ -244,6 +244,31 @@ def test_a_model_that_is_gone_or_another_is_named(files, hpcmoe):
     assert_one_line(hpcmoe("plan", "out.h5", "-o", "p.h5"), 3, "out.h5", "does not fit tiny-moe")
 
 
+@pytest.mark.parametrize("hosts", [8, 20_000])
+def test_hosts_of_packed_shards_are_those_of_one(hosts, files):
+    names = [f"n{rank * 2 // RANKS % 2}" for rank in range(RANKS)] * (hosts // RANKS)
+
+    def change(file):
+        del file["host"]
+        file["host"] = np.array(names, object)
+        file.attrs["ranks"] = hosts
+    damage(files / "out.h5", change)
+    assert read_run(files / "out.h5").node.tolist() == [0, 0, 1, 1]
+
+
+def test_fewer_hosts_than_ranks_are_refused(files, hpcmoe):
+    def change(file):
+        del file["host"]
+        file["host"] = np.array(["n0"], object)
+    damage(files / "out.h5", change)
+    assert_one_line(hpcmoe("plan", "out.h5", "-o", "p.h5"), 3, "names 1 hosts of 4 ranks")
+
+
+def test_more_ranks_than_plans_are_for_are_refused(files, hpcmoe, monkeypatch):
+    monkeypatch.setattr(page, "MOST_RANKS", 3)
+    assert_one_line(hpcmoe("plan", "out.h5", "-o", "p.h5"), 3, "4 ranks, and plans are for 3 at most")
+
+
 def test_results_without_routing_or_job_are_refused(files, hpcmoe):
     damage(files / "out.h5", lambda file: file.attrs.modify("job", "nonsense ="))
     assert_one_line(hpcmoe("plan", "out.h5", "-o", "p.h5"), 3, "out.h5", "attribute job is no job")

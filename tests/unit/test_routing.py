@@ -50,6 +50,20 @@ def test_results_tell_where_the_tokens_of_each_rank_went(tmp_path):
     assert found.rank.tolist() == [0, 0, 1] and found.expert[:, 1, 2].tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("ranks, right", [(2, True), (4, True), (3, False), (1, False)])
+def test_packed_shards_have_as_many_ranks_as_one_of_them_or_its_multiple(ranks, right, tmp_path):
+    output = tmp_path / "o.h5"
+    for rank in range(2):
+        parts.write(output, 0, rank, 0, part(rank, 2, 3, 1), origin())
+    pack(output, 2)
+    damage(output, lambda file: file.attrs.__setitem__("ranks", ranks))
+    if right:
+        assert results.routing(output).computed.shape == (2, 2)
+    else:
+        with pytest.raises(InputError, match="is of 2 ranks"):
+            results.routing(output)
+
+
 def test_other_numbers_of_ranks_do_not_count():
     some = np.ones((2, 4), np.int64), np.ones(2, np.int64), np.zeros((1, 2, 3), np.int16)
     assert routing.gather([(0, *some), (1, *some)], 2).load.sum(axis=2).tolist() == [[4, 4]] * 2
