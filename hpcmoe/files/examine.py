@@ -5,6 +5,7 @@ checked by its place; what HDF5 unpacks (chunks, filters, strings) is unpacked, 
 Of a model's tensors, which may be hundreds of GB, only the description is read: they must lie in one piece.
 """
 
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from math import prod
@@ -31,7 +32,9 @@ STRING = 64
 PIECE = 4 << 20
 """Bytes that are unpacked at once, about; and strings that are: a file may name one long one again and again."""
 STRINGS = 256
-FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, h5z.FILTER_LZF}
+FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
+CHECKSUM = 4
+"""Bytes that fletcher32 adds to a chunk."""
 
 
 def examine(path: Path, layout: str) -> None:
@@ -143,6 +146,7 @@ def _look(dataset: h5d.DatasetID, name: str, room: Room) -> None:
         room.store(name, offset, count * dtype.itemsize)
         return
     room.unpack(name, count * (STRING if string else dtype.itemsize))
+    _check_chunks(dataset, name, room.path)
     for piece in _pieces(shape, STRINGS if string else max(1, PIECE // dtype.itemsize)):
         found = values[piece]
         if string:
@@ -159,13 +163,47 @@ def _check_layout(dataset: h5d.DatasetID, name: str, path: Path) -> int | None:
     for number in range(plan.get_nfilters()):
         code, _, _, label = plan.get_filter(number)
         if code not in FILTERS:
-            raise InputError(f"{path}: {name} is packed by {label.decode(errors='replace') or code}; gzip, lzf, "
-                             "shuffle and fletcher32 are read")
+            raise InputError(f"{path}: {name} is packed by {label.decode(errors='replace') or code}; gzip, shuffle "
+                             "and fletcher32 are read: h5repack -f GZIP=4 packs it so")
     if plan.get_layout() == h5d.CHUNKED:
         bytes_of_chunk = prod(plan.get_chunk()) * dataset.get_type().get_size()
         if bytes_of_chunk > UNPACKED:
             raise InputError(f"{path}: {name} has chunks of {size(bytes_of_chunk)}; up to {size(UNPACKED)} are read")
     return dataset.get_offset() if plan.get_layout() == h5d.CONTIGUOUS else None
+
+
+def _check_chunks(dataset: h5d.DatasetID, name: str, path: Path) -> None:
+    """Raises `InputError` where a chunk does not unpack to its size: HDF5 reads on behind a smaller one."""
+    plan = dataset.get_create_plist()
+    places: list[tuple[int, ...]] = []
+    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+    if not filters:
+        return
+    due = prod(plan.get_chunk()) * dataset.get_type().get_size()
+    dataset.chunk_iter(lambda chunk: places.append(chunk.chunk_offset))  # type: ignore[func-returns-value]
+    for place in places:
+        skipped, packed = dataset.read_direct_chunk(place)
+        found = _unpacked(packed, [code for n, code in enumerate(filters) if not skipped >> n & 1], due)
+        if found != due:
+            raise InputError(f"{path}: {name} has a chunk that unpacks to {found} bytes, and {due} are due: make it "
+                             "again")
+
+
+def _unpacked(packed: bytes, filters: list[int], due: int) -> int:
+    """Bytes that a chunk unpacks to, or one more than are `due` where it is more; 0 where it does not. Of filters that
+    were applied in this order."""
+    length = len(packed)
+    for code in reversed(filters):
+        if code == h5z.FILTER_FLETCHER32:
+            length -= CHECKSUM
+            packed = packed[:max(length, 0)]
+        elif code == h5z.FILTER_DEFLATE:
+            try:
+                packed = zlib.decompressobj().decompress(packed, due + CHECKSUM + 1)
+            except zlib.error:
+                return 0
+            length = len(packed)
+    return min(length, due + 1)
 
 
 def _pieces(shape: tuple[int, ...], most: int) -> Iterator[tuple]:
