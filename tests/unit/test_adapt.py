@@ -27,7 +27,7 @@ def cases(draw) -> tuple[Placement, np.ndarray]:
     return ordered(ranks, *np.array(sorted(held)).T), rows
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_it_is_a_placement_with_as_many_slots_everywhere_and_no_rank_gets_fuller(given_case):
     before, rows = given_case
@@ -68,7 +68,7 @@ def windows(experts: int, top_k: int, seed: int, count: int = 30, tokens: int = 
 
 @pytest.mark.parametrize("experts, ranks, capacity, top_k, most", [
     (16, 24, 1, 2, 1.3), (16, 32, 1, 2, 1.3), (64, 96, 1, 4, 1.3), (64, 16, 5, 4, None), (64, 64, 2, 4, None)])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_drifting_load_is_followed(experts, ranks, capacity, top_k, most, seed):
     """Each window runs by what the one before asked for, beside a plan for itself, made with hindsight. Where ranks
     hold several experts that plan leaves hardly anything uneven: there the fullest rank's rows are compared."""
