@@ -173,6 +173,8 @@ def _absolute(table: dict, folder: Path) -> None:
         *sections, name = path.split(".")
         at = reduce(lambda inner, section: inner.get(section, {}) if isinstance(inner, dict) else {}, sections, table)
         if isinstance(at, dict) and isinstance(at.get(name), str) and at[name]:
+            if "\0" in at[name]:
+                raise JobError(f"{path} has a character with the code 0, which no path can have")
             at[name] = str((folder / os.path.expanduser(at[name])).absolute())
 
 

@@ -231,6 +231,11 @@ class TestPaths:
         assert (found.model, found.output) == (str(tmp_path / "m.h5"), str(tmp_path / "o.h5"))
         assert found.prompts == str(tmp_path / "jobs" / "p.h5")
 
+    @pytest.mark.parametrize("key", config.PATHS)
+    def test_a_path_with_a_zero_is_refused(self, key, tmp_path):
+        with pytest.raises(JobError, match=f"{key} has a character with the code 0"):
+            config.load(job(tmp_path), [f"{key}='a' # x", f'{key}="\\u0000"'])
+
     def test_absolute_paths_stay(self, tmp_path):
         assert config.load(job(tmp_path), ["model=/a/m.h5"]).model == "/a/m.h5"
 
