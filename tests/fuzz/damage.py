@@ -171,7 +171,7 @@ def structure(rng: Generator, path: Path) -> str:
             said.append(f"{change.__name__} {name}")
             try:
                 change(rng, file, name)
-            except (OSError, ValueError, TypeError, KeyError, RuntimeError):
+            except (OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError):
                 said[-1] += " (refused by h5py)"
     return ", ".join(said)
 

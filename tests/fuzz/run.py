@@ -151,7 +151,7 @@ def damaged(seed: int, number: int, clean: Path, folder: Path):
     shutil.copytree(clean, folder, symlinks=True)
     path = folder / kind
     if path.suffix == ".h5" and rng.random() < 0.6:
-        said, *_ = _join(*_fork(lambda: structure(rng, path), SECONDS))  # may crash, and leave half a file
+        said, *_ = _join(*_fork(lambda: _damage(rng, path), SECONDS))  # may crash, and leave half a file
         done = said or "the library crashed when it was damaged"
     else:
         path.write_bytes(how(rng, path.read_bytes()))
@@ -160,6 +160,12 @@ def damaged(seed: int, number: int, clean: Path, folder: Path):
     if verbs[-1][0] == "run" and number % 8:  # it takes longer than all else
         verbs.pop()
     return kind, done, verbs, path
+
+
+def _damage(rng: np.random.Generator, path: Path) -> str:
+    """`damage.structure` with a limit on memory, which would count as that of the child that looks through files."""
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    return structure(rng, path)
 
 
 def prepare(path: Path) -> None:
