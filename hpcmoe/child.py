@@ -38,6 +38,17 @@ class Unavailable(Exception):
     """No child can be started."""
 
 
+def interpreter(module: str, *words: str) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment of a fresh interpreter that runs `module`.
+
+    It looks for modules where this process does, and never in the working directory; where h5py has MPI built in, that
+    must not begin.
+    """
+    told = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p), OPENBLAS_NUM_THREADS="1",
+                MPI4PY_RC_INITIALIZE="0")
+    return [sys.executable, "-P", "-m", module, *words], told
+
+
 class Child:
     """A child that runs `module`, which calls `serve`. Raises `Unavailable` where it cannot be started.
 
@@ -45,13 +56,10 @@ class Child:
     """
 
     def __init__(self, module: str) -> None:
-        # It looks for modules where this process does, and never in the working directory; where h5py has MPI built in,
-        # that must not begin.
-        told = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p), OPENBLAS_NUM_THREADS="1",
-                    MPI4PY_RC_INITIALIZE="0")
+        command, told = interpreter(module)
         try:
-            self._process = subprocess.Popen([sys.executable, "-P", "-m", module], stdin=subprocess.PIPE,
-                                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=told)
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             stderr=subprocess.DEVNULL, env=told)
         except (OSError, ValueError) as error:
             raise Unavailable(str(error)) from None
         self._owner = os.getpid()
@@ -98,8 +106,8 @@ def serve(examine: Examiner) -> None:
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no answer
     for what in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
-        _limit(what, 0)
-    begun = _taken()
+        limit(what, 0)
+    begun = taken()
     signal.alarm(0)
     os.write(out, HEARD)
     for line in sys.stdin:
@@ -107,9 +115,9 @@ def serve(examine: Examiner) -> None:
         path = Path(where)
         seconds = _seconds(path)
         spent = sum(os.times()[:2])
-        _limit(resource.RLIMIT_CPU, int(spent + seconds) + 1)
+        limit(resource.RLIMIT_CPU, int(spent + seconds) + 1)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE * seconds)
-        _limit(resource.RLIMIT_AS, begun + room(path))
+        limit(resource.RLIMIT_AS, begun + room(path))
         said, sound = look(examine, path, what)
         signal.setitimer(signal.ITIMER_REAL, 0)
         os.write(out, json.dumps([said.replace(where, name), sound]).encode() + b"\n")
@@ -143,14 +151,14 @@ def _size(path: Path) -> int:
     return 0
 
 
-def _limit(what: int, most: int) -> None:
-    """Where a system has no such limit, the others must do."""
+def limit(what: int, most: int) -> None:
+    """Of this process; where a system has no such limit, the others must do."""
     with suppress(ValueError, OSError):
         _, hard = resource.getrlimit(what)
         resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def _taken() -> int:
+def taken() -> int:
     """Bytes of this process's address space."""
     with suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -241,8 +241,8 @@ def guarded(world: World, work: Callable[[], int | None]) -> int:
 
 
 def part(code: int) -> NoReturn:
-    """Ends a rank that outlived others, once all have come here. `Finalize` would wait for the dead, now and then for
-    ever: Open MPI's runtime counts them among those that are to come to its fence."""
+    """Ends a rank that outlived others, once all have come here; without `Finalize`, in which Open MPI now and then
+    waits for ever at a fence of its runtime."""
     sys.stdout.flush()
     be_heard([1, 2])
     with suppress(Exception):  # others may be gone already

@@ -25,7 +25,7 @@ def updated(bias: np.ndarray, rows: np.ndarray, rate: float) -> np.ndarray:
 class Bias:
     """A `generate.Balance` that steers the choice of experts. Collective, as `loads` is."""
 
-    ready = 0
+    taken = ready = 0
 
     def __init__(self, loads: Loads, shape: tuple[int, int], rate: float, steer: Steer) -> None:
         """shape is (L, E); the same rate on all ranks."""
@@ -44,6 +44,9 @@ class Bias:
             self.value = updated(self.value, self._loads.wait(), self._rate)
             self._steer(self.value)
         self._loads.start(self._rows)
+
+    def undo(self, taken: int) -> None:
+        """Nothing: who lost a rank begins with no bias."""
 
     def close(self) -> None:
         """Nothing is under way but sums."""

@@ -188,10 +188,10 @@ class Crew:
             self.held, self._record.check = held, held.check
         done, begun = on_root(self.world, lambda: output.left_by(self._job, self._plan.left.attempt, lost,
                                                                  self._model.spec.vocabulary))
-        moved = self._balance.taken if isinstance(self._balance, Replans) else 0
+        moved = self._balance.taken if self._balance else 0
         all_ = self.world.comm.allgather((self._tally.step, moved, self._sequences.prompts, self._tally.answered))
         self._tally.step = max(step for step, *_ in all_)
-        if isinstance(self._balance, Replans):
+        if self._balance:
             self._balance.undo(min(taken for _, taken, *_ in all_))
         self._done |= done
         self._left += begun

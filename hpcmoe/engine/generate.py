@@ -57,6 +57,9 @@ class Tally:
 class Balance(Protocol):
     """What evens the load between steps."""
 
+    taken: int
+    """tasks that all ranks had done in a vote that this rank saw; others may have seen one vote less, or more"""
+
     @property
     def ready(self) -> int:
         """What this rank says in a vote: how many of its tasks it has done."""
@@ -67,6 +70,9 @@ class Balance(Protocol):
 
     def between(self, ready: np.ndarray, step: int) -> None:
         """What is due before step number `step`; ready `[R]` is what all ranks said in one vote. Collective."""
+
+    def undo(self, taken: int) -> None:
+        """As if this rank had not seen the last vote, where others, who took so many tasks, did not. Local."""
 
     def close(self) -> None:
         """No task is begun any more, and none is under way. Local."""

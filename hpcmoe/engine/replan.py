@@ -64,7 +64,7 @@ class Replans:
         """`every` in steps; shape is (L, E)."""
         self._loads, self._every, self._rank, self._change, self._read = loads, every, rank, change, read
         self._placements, self._rows = list(placements), np.zeros(shape, np.int64)
-        self._steps = self._taken = 0
+        self._steps = self.taken = 0
         self._task: Future | None = None
         self._moves: list[Move] = []
         """of the plan that is being carried out; empty while there is none"""
@@ -73,14 +73,9 @@ class Replans:
         self._thread = ThreadPoolExecutor(1, "replan")
 
     @property
-    def taken(self) -> int:
-        """Tasks that all ranks had done in a vote that this rank saw; others may have seen one vote less, or more."""
-        return self._taken
-
-    @property
     def ready(self) -> int:
         """Tasks that this rank has done so far: what it says in a vote."""
-        return self._taken + bool(self._task and self._task.done())
+        return self.taken + bool(self._task and self._task.done())
 
     def add(self, load: np.ndarray) -> None:
         """Takes up the rows of a step; load `[L, E]` int64 are this rank's."""
@@ -93,7 +88,7 @@ class Replans:
         self._last = None  # all saw the vote before
         if self._loads.started:
             self._task = self._thread.submit(plan, self._placements, self._loads.wait())
-        elif self._task and (ready > self._taken).all():
+        elif self._task and (ready > self.taken).all():
             self._take(self._task.result(), step)
         elif not self._task and self._moves:
             move = self._moves[0]
@@ -104,7 +99,7 @@ class Replans:
 
     def _take(self, found: Any, step: int) -> None:
         """The end of a task: a reading's, or a plan's."""
-        self._taken, self._task = self._taken + 1, None
+        self.taken, self._task = self.taken + 1, None
         if self._moves:
             move = self._moves.pop(0)
             self._placements[move.layer] = move.after
@@ -115,8 +110,8 @@ class Replans:
                 print(f"hpcmoe: behind step {step}: {_words(found)}", file=sys.stderr, flush=True)
 
     def undo(self, taken: int) -> None:
-        """As if this rank had not seen the last vote, where others, who took so many tasks, did not. Local."""
-        if self._taken > taken and self._last:
+        """See `generate.Balance`."""
+        if self.taken > taken and self._last:
             move, before = self._last
             self._change(move.layer, move.before, before)
             self._last = None

@@ -11,17 +11,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from hpcmoe import child
 from hpcmoe.errors import InputError, JobError
 
 MEMORY, SECONDS = 1 << 30, 20
 """What the process may take beside its libraries: bytes, and seconds of a core,"""
 EACH = 500
 """one more for so many conversations."""
-MISSING = 9
-"""Its exit code where Jinja is not installed."""
+MISSING, TOO_MUCH = 9, 8
+"""Its exit codes where Jinja is not installed, and where it has no more memory."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,19 @@ def render(chat: str, conversations: Sequence[dict[str, Any]], where: Sequence[s
     A conversation has what its template is given: messages, and whatever else (tools, …). Raises `InputError` that
     names the place, one of `where`, of the first that cannot be rendered; `JobError` where Jinja is not installed.
     """
-    limit, given = SECONDS + len(conversations) // EACH, asdict(parse(chat))
+    seconds, given = SECONDS + len(conversations) // EACH, asdict(parse(chat))
+    command, told = child.interpreter("hpcmoe.files.chat", str(seconds))
     try:
-        ended = subprocess.run([sys.executable, "-P", "-m", "hpcmoe.files.chat", str(limit)], capture_output=True,
-                               input=json.dumps([given, list(conversations)]).encode(), timeout=10 * limit)
+        ended = subprocess.run(command, capture_output=True, env=told, timeout=10 * seconds,
+                               input=json.dumps([given, list(conversations)]).encode())
     except subprocess.TimeoutExpired:
         raise InputError(f"{where[0]}: the model's chat template does not come to its end") from None
     if ended.returncode == MISSING:
         raise JobError("conversations need the jinja2 package: pip install 'hpcmoe[text]'")
+    if ended.returncode == TOO_MUCH or ended.returncode < 0:
+        raise InputError(f"{where[0]}: the model's chat template takes more than {MEMORY >> 20} MiB or {seconds} s")
     if ended.returncode:
-        raise InputError(f"{where[0]}: the model's chat template takes more than {MEMORY >> 20} MiB or {limit} s")
+        raise RuntimeError(f"the process that renders chat templates ended with {ended.returncode}: {ended.stderr!r}")
     texts, wrong = json.loads(ended.stdout)
     if wrong:
         raise InputError(f"{where[len(texts)]}: the model's chat template does not take this conversation ({wrong})")
@@ -98,15 +101,15 @@ def _environment():
     return found
 
 
-def _serve(limit: int) -> None:
+def _serve(seconds: int) -> None:
     """Renders what comes on stdin."""
     try:
         environment = _environment()
     except ModuleNotFoundError:
         sys.exit(MISSING)
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for what, most in (resource.RLIMIT_AS, taken + MEMORY), (resource.RLIMIT_CPU, limit), (resource.RLIMIT_CORE, 0):
-        resource.setrlimit(what, (most, most))
+    child.limit(resource.RLIMIT_CORE, 0)
+    child.limit(resource.RLIMIT_CPU, seconds)
+    child.limit(resource.RLIMIT_AS, child.taken() + MEMORY)
     chat, conversations = json.loads(sys.stdin.buffer.read())
     texts, wrong = [], ""
     try:
@@ -115,11 +118,14 @@ def _serve(limit: int) -> None:
             texts.append(template.render(**{**chat["tokens"], "documents": None, "tools": None,
                                             "add_generation_prompt": True, **conversation}))
     except MemoryError:
-        sys.exit(1)
+        raise
     except Exception as error:  # a template may raise whatever Python does
         wrong = " ".join(f"{error}".split()) or type(error).__name__
     sys.stdout.write(json.dumps([texts, wrong]))
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    try:
+        _serve(int(sys.argv[1]))
+    except MemoryError:
+        sys.exit(TOO_MUCH)

@@ -3,9 +3,10 @@
 import glob
 import os
 import socket
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from hpcmoe.errors import JobError
 
@@ -24,13 +25,15 @@ def put(written: Path, path: Path) -> None:
         raise unwritable(path, error) from None
 
 
-def write_text(path: Path, pieces: Iterable[str]) -> None:
-    """A file of text, UTF-8. Raises `JobError`."""
+@contextmanager
+def writing(path: Path, mode: str = "w") -> Iterator[IO]:
+    """A file, open, that appears under `path` when the block ends well, whole and on disk; else nothing does. Text is
+    UTF-8. Raises `JobError` where it cannot be written."""
     written = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written.open("w", encoding="utf-8") as file:
-            file.writelines(pieces)
+        with written.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         put(written, path)

@@ -5,12 +5,11 @@ overlap. Times are microseconds of rank 0's clock since the trace began. `otherD
 ranks, and how well each rank's clock is known.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import numpy as np
 
@@ -52,21 +51,11 @@ def beside(output: Path) -> Path:
 def write(path: Path, ranks: Iterable[RankTrace], begin: float) -> tuple[int, int]:
     """Writes what `ranks` recorded since `begin`, one rank after another; returns the steps that are whole on all of
     them, and how many ran. Raises `JobError` where the file cannot be written."""
-    unfinished = place.unfinished(path)
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            steps, of = _write(file, ranks, begin)
-            file.flush()
-            os.fsync(file.fileno())
-        place.put(unfinished, path)
-    except OSError as error:
-        raise place.unwritable(path, error) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return steps, of
+    with place.writing(path) as file:
+        return _write(file, ranks, begin)
 
 
-def _write(file: TextIO, ranks: Iterable[RankTrace], begin: float) -> tuple[int, int]:
+def _write(file: IO[str], ranks: Iterable[RankTrace], begin: float) -> tuple[int, int]:
     told, within = [], []
     file.write('{"traceEvents": [')
     before = "\n"

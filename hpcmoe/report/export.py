@@ -41,8 +41,8 @@ def export(source: Path, output: Path, given: Path | None) -> int:
              if not 0 <= a.prompt < len(asked) or asked.ids[a.prompt] != name]
     if wrong:
         raise InputError(f"{given or where} does not have the prompts of {source}: give those with --prompts")
-    lines = _lines(found, asked, model, made)
-    place.write_text(output, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    with place.writing(output) as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(found, asked, model, made))
     return len(found.answers)
 
 

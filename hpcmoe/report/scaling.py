@@ -120,10 +120,5 @@ def draw(found: dict[str, list[Run]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     share.set_ylim(bottom=0)
-    unfinished = place.unfinished(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=150)
-    except OSError as error:
-        raise place.unwritable(path, error) from None
-    place.put(unfinished, path)
+    with place.writing(path, "wb") as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)

