@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from hpcmoe.files.model import Source
-from hpcmoe.spec import ModelSpec, Moe, tensors
+from hpcmoe.spec import Attention, ModelSpec, Moe, tensors
 
 Round = Callable[[np.ndarray], np.ndarray]
 Read = Callable[[str], np.ndarray]
@@ -41,7 +41,7 @@ def logits(model: ModelSpec, read: Read, tokens: np.ndarray, dtype: str = "float
     x = read("embedding")[tokens]
     for n in range(model.layers):
         x = layer(model, n, partial(_within, read, n), x, r)
-    x = norm(x, read("norm"), model.norm_eps, r)
+    x = norm(x, read("norm"), model.norm_eps, r, model.norm_weight_first)
     return r(x @ read("embedding" if model.tied_head else "head").T)
 
 
@@ -51,32 +51,51 @@ def _within(read: Read, n: int, name: str) -> np.ndarray:
 
 def layer(model: ModelSpec, n: int, at: Read, x: np.ndarray, r: Round) -> np.ndarray:
     """Layer n of rows x `[n, H]`; `at` reads its tensors."""
-    x = r(x + attention(model, at, norm(x, at("attention_norm"), model.norm_eps, r), r))
-    y = norm(x, at("ffn_norm"), model.norm_eps, r)
+    normed = partial(norm, eps=model.norm_eps, r=r, weight_first=model.norm_weight_first)
+    mix = latent_attention if model.attention.latent else attention
+    mixed = mix(model, n, at, normed(x, at("attention_norm")), r)
+    x = r(x + r(mixed @ at("attention/o").T + (at("attention/o_bias") if model.attention.output_bias else 0)))
+    y = normed(x, at("ffn_norm"))
     if model.is_dense(n):
         return r(x + swiglu(y, at("dense/gate_up"), at("dense/down"), r))
     return r(x + moe(model, at, y, r))
 
 
-def norm(x: np.ndarray, weight: np.ndarray, eps: float, r: Round) -> np.ndarray:
+def norm(x: np.ndarray, weight: np.ndarray, eps: float, r: Round, weight_first: bool = False) -> np.ndarray:
     """RMS norm of each row."""
-    return np.array([r(weight * r(row / np.sqrt(np.mean(row * row) + eps))) for row in x]).reshape(x.shape)
+    first = (lambda row: row) if weight_first else r
+    return np.array([r(weight * first(row / np.sqrt(np.mean(row * row) + eps))) for row in x]).reshape(x.shape)
 
 
-def rope(head: np.ndarray, position: int, theta: float, r: Round) -> np.ndarray:
-    """One head of one token, turned by its position."""
-    half = len(head) // 2
-    out = np.empty_like(head)
+def frequency(a: Attention, i: int) -> np.float32:
+    """Radians per position of pair i."""
+    d, theta = a.turning, a.rope_theta
+    plain = np.float32(1 / theta ** np.float32(2 * i / d))
+    if not a.yarn:
+        return plain
+    first, last = (d * np.log(a.yarn.context / (2 * np.pi * turns)) / (2 * np.log(theta))
+                   for turns in (a.yarn.fast, a.yarn.slow))
+    if a.yarn.whole:
+        first, last = np.floor(first), np.ceil(last)
+    first, last = max(first, 0), min(last, d - 1)
+    divided = min(max((i - first) / (last - first if last > first else 0.001), 0), 1)
+    return np.float32(divided * plain / a.yarn.factor + (1 - divided) * plain)
+
+
+def rope(head: np.ndarray, position: int, a: Attention, r: Round) -> np.ndarray:
+    """One head of one token, its first values turned by its position."""
+    half = a.turning // 2
+    out = head.copy()
     for i in range(half):
-        angle = np.float64(np.float32(position * np.float32(1 / theta ** np.float32(2 * i / len(head)))))
-        c, s = r(np.cos(angle)), r(np.sin(angle))
+        angle = np.float64(np.float32(position * frequency(a, i)))
+        c, s = (r(turn * (a.yarn.magnitude if a.yarn else 1)) for turn in (np.cos(angle), np.sin(angle)))
         out[i] = r(r(head[i] * c) - r(head[i + half] * s))
         out[i + half] = r(r(head[i + half] * c) + r(head[i] * s))
     return out
 
 
-def attention(model: ModelSpec, at: Read, x: np.ndarray, r: Round) -> np.ndarray:
-    """The attention block of rows x `[n, H]`, without the residual."""
+def attention(model: ModelSpec, layer: int, at: Read, x: np.ndarray, r: Round) -> np.ndarray:
+    """What the heads answer to rows x `[n, H]`: `[n, heads * head_dim]`."""
     a, n = model.attention, len(x)
     both = r(x @ at("attention/qkv").T + (at("attention/qkv_bias") if a.bias else 0))
     q, k, v = both[:, :a.query_width], both[:, a.query_width:-a.kv_width], both[:, -a.kv_width:]
@@ -87,21 +106,67 @@ def attention(model: ModelSpec, at: Read, x: np.ndarray, r: Round) -> np.ndarray
                 for part, name in ((q, "q"), (k, "k")))
     bound = a.clip or np.inf
     q, k, v = (np.clip(part.reshape(n, -1, a.head_dim), -bound, bound) for part in (q, k, v))
-    q, k = (np.array([[rope(h, t, a.rope_theta, r) for h in part[t]] for t in range(n)]) for part in (q, k))
+    q, k = (np.array([[rope(h, t, a, r) for h in part[t]] for t in range(n)]) for part in (q, k))
     mixed = np.zeros((n, a.heads, a.head_dim))
     for h in range(a.heads):
-        kv = h // (a.heads // a.kv_heads)
+        kv, sink = h // (a.heads // a.kv_heads), at("attention/sinks")[h] if a.sinks else None
         for t in range(n):
-            first = max(0, t - a.window + 1) if a.window else 0
-            scores = r(r(k[first:t + 1, kv] @ q[t, h]) * a.head_dim ** -0.5)
-            mixed[t, h] = r(r(softmax(scores)) @ v[first:t + 1, kv])
-    return r(mixed.reshape(n, -1) @ at("attention/o").T)
+            first = max(0, t - a.window_in(layer) + 1) if a.window_in(layer) else 0
+            mixed[t, h] = look(q[t, h], k[first:t + 1, kv], v[first:t + 1, kv], a.scale, sink, r)
+    return mixed.reshape(n, -1)
+
+
+def look(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, sink: float | None, r: Round) -> np.ndarray:
+    """What one query finds among m keys and values."""
+    scores = r(r(k @ q) * scale)
+    if sink is None:
+        return r(r(softmax(scores)) @ v)
+    beside = np.append(scores, sink)
+    return r(r(softmax(r(beside - beside.max())))[:-1] @ v)
+
+
+def latent_attention(model: ModelSpec, layer: int, at: Read, x: np.ndarray, r: Round) -> np.ndarray:
+    """The same with a latent, in its plain form."""
+    a, c, n = model.attention, model.attention.latent, len(x)
+    assert c is not None
+    inner = norm(r(x @ at("attention/q_a").T), at("attention/q_a_norm"), c.norm_eps, r) if c.query_rank else x
+    q = r(inner @ at("attention/q").T).reshape(n, a.heads, -1)
+    both = r(x @ at("attention/kv_a").T)
+    vector = norm(both[:, :c.rank], at("attention/kv_a_norm"), c.norm_eps, r)
+    k, v = np.split(r(vector @ at("attention/kv_b").T).reshape(n, a.heads, -1), [a.head_dim], axis=2)
+    mixed = np.zeros((n, a.heads, c.value_dim))
+    shared = np.array([rope(both[t, c.rank:], t, a, r) for t in range(n)])
+    for h in range(a.heads):
+        keys = np.concatenate([k[:, h], shared], axis=1)
+        for t in range(n):
+            query = np.concatenate([q[t, h, :a.head_dim], rope(q[t, h, a.head_dim:], t, a, r)])
+            mixed[t, h] = look(query, keys[:t + 1], v[:t + 1, h], a.scale, None, r)
+    return mixed.reshape(n, -1)
 
 
 def swiglu(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray, r: Round) -> np.ndarray:
     """A feed-forward block of rows x `[n, H]`."""
     gate, up = np.split(r(x @ gate_up.T), 2, axis=1)
     return r(r(r(gate / (1 + np.exp(-gate))) * up) @ down.T)
+
+
+def expert(model: ModelSpec, at: Read, e: int, x: np.ndarray, r: Round) -> np.ndarray:
+    """Expert e's answers to rows x `[n, H]`."""
+    m, own = model.moe, partial(_within_expert, at, e)
+    assert m is not None
+    if not (m.limit or m.expert_bias):
+        return swiglu(x, own("gate_up"), own("down"), r)
+    more, last = (own("gate_up_bias"), own("down_bias")) if m.expert_bias else (0, 0)
+    gate, up = np.split(r(x @ own("gate_up").T + more), 2, axis=1)
+    if not m.limit:
+        return r(r(r(gate / (1 + np.exp(-gate))) * up) @ own("down").T + last)
+    gate, up = np.minimum(gate, m.limit), np.clip(up, -m.limit, m.limit)
+    gate = r(gate * r(1 / (1 + np.exp(-r(gate * 1.702)))))
+    return r(r(r(up + 1) * gate) @ own("down").T + last)
+
+
+def _within_expert(at: Read, e: int, name: str) -> np.ndarray:
+    return at(f"experts/{e:03d}/{name}")
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -137,8 +202,8 @@ def moe(model: ModelSpec, at: Read, x: np.ndarray, r: Round) -> np.ndarray:
     bias = at("gate_bias") if m.selection_bias else np.zeros(1)
     out = np.zeros_like(x)
     for t, row in enumerate(x):
-        for e, weight in zip(*choose(m, at("gate") @ row, bias, r)):
-            answer = swiglu(row[None], at(f"experts/{e:03d}/gate_up"), at(f"experts/{e:03d}/down"), r)[0]
+        for e, weight in zip(*choose(m, at("gate") @ row + (at("logit_bias") if m.logit_bias else 0), bias, r)):
+            answer = expert(model, at, e, row[None], r)[0]
             out[t] += r(weight * answer) if m.round_weights else weight * answer
     out = r(out)
     if not m.shared_hidden:

@@ -4,11 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 
-from hpcmoe import tables
-from hpcmoe.errors import HpcmoeError, InputError
-from hpcmoe.tables import Bad, key
+from hpcmoe.tables import key
 
 MOST_LAYERS, MOST_EXPERTS, MOST_IN_ALL = 4096, 4096, 2**18
 """Layers, experts of a layer, and of all layers: beyond any model, and few enough to go through them in seconds."""
@@ -17,26 +14,85 @@ WIDEST = 2**24
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """RoPE stretched over a longer context (Peng et al., "YaRN", 2023, section 3)."""
+
+    factor: float = key(help="how many times as long the context becomes", least=1)
+    context: int = key(help="tokens of the context before", least=1, most=2**31)
+    fast: float = key(32.0, help="turns within that context from which on a frequency stays as it is", least=0)
+    slow: float = key(1.0, help="turns up to which a frequency is divided by the factor", least=0)
+    whole: bool = key(True, help="whether the ramp between the two begins and ends at whole pairs")
+    magnitude: float = key(1.0, help="factor on cosines and sines", least=0)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Keys and values of all heads from one vector per token, which is all that the cache keeps: multi-head latent
+    attention (DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1)."""
+
+    rank: int = key(help="values of the vector from which keys and values are made", least=1, most=WIDEST)
+    rotary_dim: int = key(help="values of a query that turn with its position, and of the one key for all heads that "
+                               "does; even", least=2, most=WIDEST)
+    value_dim: int = key(help="values of a head's answer", least=1, most=WIDEST)
+    query_rank: int = key(0, help="values of the vector from which queries are made; 0 = from the token itself",
+                          least=0, most=WIDEST)
+    norm_eps: float = key(1e-6, help="epsilon of the RMS norms of both vectors", least=0)
+
+
+@dataclass(frozen=True)
 class Attention:
     """Causal self-attention with grouped queries (multi-head where kv_heads = heads) and RoPE."""
 
     heads: int = key(help="query heads", least=1, most=WIDEST)
     kv_heads: int = key(help="key and value heads; divides heads", least=1, most=WIDEST)
-    head_dim: int = key(help="values per head; even", least=2, most=WIDEST)
+    head_dim: int = key(help="values per head, even; with a latent, those of its queries and keys that do not turn",
+                        least=2, most=WIDEST)
     rope_theta: float = key(10000.0, help="base of the rotary frequencies", least=1)
+    rotary_dim: int = key(0, help="values of a head that turn with the position, its first ones; even; 0 = all",
+                          least=0, most=WIDEST)
+    yarn: Yarn | None = key(None, help="the rotary frequencies' stretch, if any")
+    score_factor: float = key(1.0, help="factor on scores, beside 1 / sqrt(values of a query)", least=0)
     window: int = key(0, help="tokens that a token sees, itself included; 0 = all", least=0)
+    window_layers: tuple[int, ...] = key((), help="the layers with that window; none = all layers")
     bias: bool = key(False, help="whether queries, keys and values have a bias")
+    output_bias: bool = key(False, help="whether what attention adds to a token has a bias")
     qk_norm: str = key("none", help="RMS norm of queries and keys: of each head, or of their full width",
                        choices=("none", "head", "full"))
     clip: float = key(0.0, help="bound of queries, keys and values, behind the norm; 0 = none", least=0)
+    sinks: bool = key(False, help="whether each head has a logit that takes part in the softmax, and gives nothing")
+    latent: Latent | None = key(None, help="keys and values from one vector per token, if so")
+
+    @property
+    def query_dim(self) -> int:
+        """Values of a head's query."""
+        return self.head_dim + (self.latent.rotary_dim if self.latent else 0)
 
     @property
     def query_width(self) -> int:
-        return self.heads * self.head_dim
+        return self.heads * self.query_dim
 
     @property
     def kv_width(self) -> int:
         return self.kv_heads * self.head_dim
+
+    @property
+    def mixed_width(self) -> int:
+        """Values of all heads' answers."""
+        return self.heads * (self.latent.value_dim if self.latent else self.head_dim)
+
+    @property
+    def turning(self) -> int:
+        """Values of a head that turn with the position."""
+        return self.latent.rotary_dim if self.latent else self.rotary_dim or self.head_dim
+
+    @property
+    def scale(self) -> float:
+        """Factor on the product of a query and a key."""
+        return self.query_dim ** -0.5 * self.score_factor
+
+    def window_in(self, layer: int) -> int:
+        """Tokens that a token sees in `layer`, itself included; 0 for all."""
+        return self.window if not self.window_layers or layer in self.window_layers else 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +114,7 @@ class Moe:
     scale: float = key(1.0, help="factor on the K weights")
     score: str = key("softmax", help="what logits become: softmax over all E, sigmoid, or softmax over the chosen K",
                      choices=("softmax", "sigmoid", "softmax_of_chosen"))
+    logit_bias: bool = key(False, help="whether the gate's logits have a bias")
     selection_bias: bool = key(False, help="whether a bias per expert counts in the choice; weights are without it")
     groups: int = key(1, help="groups of neighbouring experts; divides E", least=1)
     groups_kept: int = key(1, help="groups from which a token's experts are chosen", least=1)
@@ -65,6 +122,9 @@ class Moe:
                            choices=("max", "top2"))
     shared_hidden: int = key(0, help="width of the shared expert that sees every token; 0 = none", least=0, most=WIDEST)
     shared_gate: bool = key(False, help="whether a sigmoid gate weighs the shared expert's answer")
+    expert_bias: bool = key(False, help="whether both matrices of an expert have a bias")
+    limit: float = key(0.0, help="bound of gate and up in experts that compute (up + 1) * gate * sigmoid(1.702 gate), "
+                                 "as GPT-OSS's; 0 = SwiGLU", least=0)
     round_logits: bool = key(False, help="round gate logits to the compute dtype, as some families do")
     round_weights: bool = key(False, help="round the K weights too, and each weighted answer before the sum")
 
@@ -106,6 +166,7 @@ class ModelSpec:
     dense: Dense | None = key(None, help="the dense layers, if any")
     moe: Moe | None = key(None, help="the mixture-of-experts layers, if any")
     norm_eps: float = key(1e-6, help="epsilon of the RMS norms", least=0)
+    norm_weight_first: bool = key(False, help="whether RMS norms round behind their weight only, not before it too")
     tied_head: bool = key(False, help="the head is the embedding")
     eos: tuple[int, ...] = field(default=(), metadata={"help": "tokens that end a sequence"})
 
@@ -150,14 +211,12 @@ def layer_tensors(spec: ModelSpec, layer: int) -> Iterator[Tensor]:
     """The weights of one layer; those of experts carry the expert's number."""
     at, H, a = f"layers/{layer:03d}", spec.hidden, spec.attention
     yield Tensor(f"{at}/attention_norm", (H,), "norm")
-    yield Tensor(f"{at}/attention/qkv", (a.query_width + 2 * a.kv_width, H), "attention")
-    if a.bias:
-        yield Tensor(f"{at}/attention/qkv_bias", (a.query_width + 2 * a.kv_width,), "attention")
-    if a.qk_norm != "none":
-        full = a.qk_norm == "full"
-        yield Tensor(f"{at}/attention/q_norm", (a.query_width if full else a.head_dim,), "norm")
-        yield Tensor(f"{at}/attention/k_norm", (a.kv_width if full else a.head_dim,), "norm")
-    yield Tensor(f"{at}/attention/o", (H, a.query_width), "attention")
+    yield from (_latent if a.latent else _grouped)(f"{at}/attention", a, H)
+    yield Tensor(f"{at}/attention/o", (H, a.mixed_width), "attention")
+    if a.output_bias:
+        yield Tensor(f"{at}/attention/o_bias", (H,), "attention")
+    if a.sinks:
+        yield Tensor(f"{at}/attention/sinks", (a.heads,), "attention")
     yield Tensor(f"{at}/ffn_norm", (H,), "norm")
     if spec.is_dense(layer):
         assert spec.dense is not None
@@ -165,6 +224,8 @@ def layer_tensors(spec: ModelSpec, layer: int) -> Iterator[Tensor]:
         return
     assert spec.moe is not None
     yield Tensor(f"{at}/gate", (spec.moe.experts, H), "gate")
+    if spec.moe.logit_bias:
+        yield Tensor(f"{at}/logit_bias", (spec.moe.experts,), "gate")
     if spec.moe.selection_bias:
         yield Tensor(f"{at}/gate_bias", (spec.moe.experts,), "gate")
     if spec.moe.shared_hidden:
@@ -172,74 +233,36 @@ def layer_tensors(spec: ModelSpec, layer: int) -> Iterator[Tensor]:
         if spec.moe.shared_gate:
             yield Tensor(f"{at}/shared_gate", (1, H), "shared")
     for e in range(spec.moe.experts):
-        yield from _swiglu(f"{at}/experts/{e:03d}", H, spec.moe.hidden, "experts", e)
+        yield from _swiglu(f"{at}/experts/{e:03d}", H, spec.moe.hidden, "experts", e, spec.moe.expert_bias)
 
 
-def _swiglu(at: str, H: int, width: int, part: str, expert: int | None = None) -> Iterator[Tensor]:
+def _grouped(at: str, a: Attention, H: int) -> Iterator[Tensor]:
+    yield Tensor(f"{at}/qkv", (a.query_width + 2 * a.kv_width, H), "attention")
+    if a.bias:
+        yield Tensor(f"{at}/qkv_bias", (a.query_width + 2 * a.kv_width,), "attention")
+    if a.qk_norm != "none":
+        full = a.qk_norm == "full"
+        yield Tensor(f"{at}/q_norm", (a.query_width if full else a.head_dim,), "norm")
+        yield Tensor(f"{at}/k_norm", (a.kv_width if full else a.head_dim,), "norm")
+
+
+def _latent(at: str, a: Attention, H: int) -> Iterator[Tensor]:
+    """A head's query: first what does not turn. kv_b has a head's key, then its value."""
+    assert a.latent is not None
+    c = a.latent
+    if c.query_rank:
+        yield Tensor(f"{at}/q_a", (c.query_rank, H), "attention")
+        yield Tensor(f"{at}/q_a_norm", (c.query_rank,), "norm")
+    yield Tensor(f"{at}/q", (a.query_width, c.query_rank or H), "attention")
+    yield Tensor(f"{at}/kv_a", (c.rank + c.rotary_dim, H), "attention")
+    yield Tensor(f"{at}/kv_a_norm", (c.rank,), "norm")
+    yield Tensor(f"{at}/kv_b", (a.heads * (a.head_dim + c.value_dim), c.rank), "attention")
+
+
+def _swiglu(at: str, H: int, width: int, part: str, expert: int | None = None, bias: bool = False) -> Iterator[Tensor]:
     yield Tensor(f"{at}/gate_up", (2 * width, H), part, expert)  # gate rows first
+    if bias:
+        yield Tensor(f"{at}/gate_up_bias", (2 * width,), part, expert)
     yield Tensor(f"{at}/down", (H, width), part, expert)
-
-
-def from_table(table: dict) -> ModelSpec:
-    """A ModelSpec from parsed TOML. Raises `tables.Bad`."""
-    spec = tables.build(ModelSpec, table)
-    a, m, d = spec.attention, spec.moe, spec.dense
-    if a.heads % a.kv_heads:
-        raise Bad("attention.kv_heads", f"{a.kv_heads} does not divide heads = {a.heads}")
-    if a.head_dim % 2:
-        raise Bad("attention.head_dim", f"{a.head_dim} is odd; RoPE needs pairs")
-    if m and m.top_k > m.experts:
-        raise Bad("moe.top_k", f"{m.top_k} is more than experts = {m.experts}")
-    if m:
-        _check_groups(m)
-    if d:
-        _check_dense(d, spec)
-    elif m is None:
-        raise Bad("dense", "missing: a model without [moe] needs [dense]")
-    if spec.layers * spec.experts > MOST_IN_ALL:
-        raise Bad("moe.experts", f"{m.experts if m else 0} in each of {spec.layers} layers are more than "
-                                 f"{MOST_IN_ALL:,} together")
-    if any(not 0 <= t < spec.vocabulary for t in spec.eos):
-        raise Bad("eos", f"{list(spec.eos)} is not inside the vocabulary of {spec.vocabulary}")
-    return spec
-
-
-def _check_dense(d: Dense, spec: ModelSpec) -> None:
-    if isinstance(d.layers, tuple):
-        count, outside = len(set(d.layers)), any(not 0 <= n < spec.layers for n in d.layers)
-    else:
-        count, outside = d.layers, d.layers > spec.layers
-    if outside:
-        raise Bad("dense.layers", f"names a layer outside 0 to {spec.layers - 1}")
-    if spec.moe is None and count < spec.layers:
-        raise Bad("dense.layers", f"names {count} of {spec.layers} layers, and there is no [moe] for the others")
-
-
-def _check_groups(m: Moe) -> None:
-    if m.experts % m.groups:
-        raise Bad("moe.groups", f"{m.groups} does not divide experts = {m.experts}")
-    if m.groups_kept > m.groups:
-        raise Bad("moe.groups_kept", f"{m.groups_kept} is more than groups = {m.groups}")
-    if m.top_k > m.groups_kept * (m.experts // m.groups):
-        raise Bad("moe.top_k", f"{m.top_k} is more than the experts of {m.groups_kept} groups")
-    if m.shared_gate and not m.shared_hidden:
-        raise Bad("moe.shared_gate", "is true, but there is no shared expert (shared_hidden = 0)")
-
-
-def load(path: Path) -> ModelSpec:
-    """The spec in a TOML file. Raises `InputError`."""
-    return from_named_table(tables.read(path, InputError, "spec"), f"spec {path}", InputError)
-
-
-def check(spec: ModelSpec, where: str) -> None:
-    """Raises `InputError`, naming `where` it came from, where no table would give `spec`: what does not fit together
-    is found before a file is written that cannot be opened."""
-    from_named_table(tables.plain(spec), where, InputError)
-
-
-def from_named_table(table: dict, where: str, error: type[HpcmoeError]) -> ModelSpec:
-    """`from_table`, with a misfit raised as `error` that names `where` it was found."""
-    try:
-        return from_table(table)
-    except Bad as bad:
-        raise error(f"{where}: {bad}") from None
+    if bias:
+        yield Tensor(f"{at}/down_bias", (H,), part, expert)

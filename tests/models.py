@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcmoe.spec import Attention, Dense, ModelSpec, Moe
+from hpcmoe.spec import Attention, Dense, Latent, ModelSpec, Moe, Yarn
 from hpcmoe.types import Batch, Span
 
 TINY = ModelSpec("tiny", layers=4, hidden=32, vocabulary=97, context=64,
                  attention=Attention(heads=4, kv_heads=2, head_dim=12),
                  dense=Dense(40, 1), moe=Moe(experts=6, top_k=2, hidden=24))
 """One dense layer, then three with six experts."""
+
+LATENT = Attention(heads=4, kv_heads=4, head_dim=10, latent=Latent(rank=12, rotary_dim=6, value_dim=8))
 
 VARIANTS = {
     "tiny": TINY,
@@ -24,6 +26,15 @@ VARIANTS = {
     "chosen softmax": replace(TINY, moe=replace(TINY.moe, score="softmax_of_chosen", groups=2, group_score="max",
                                                 shared_hidden=20, shared_gate=True)),
     "window": replace(TINY, attention=replace(TINY.attention, window=5)),
+    "latent": replace(TINY, attention=LATENT),
+    "latent queries, yarn": replace(TINY, attention=replace(
+        LATENT, latent=replace(LATENT.latent, query_rank=14), score_factor=1.3,
+        yarn=Yarn(4, 8, magnitude=1.1))),
+    "sinks and biases": replace(
+        TINY, norm_weight_first=True,
+        attention=replace(TINY.attention, sinks=True, bias=True, output_bias=True, window=4, window_layers=(1, 3),
+                          rotary_dim=6, yarn=Yarn(2, 16, whole=False)),
+        moe=replace(TINY.moe, score="softmax_of_chosen", logit_bias=True, expert_bias=True, limit=1.5)),
     "one expert": replace(TINY, moe=replace(TINY.moe, experts=1, top_k=1)),
     "all experts": replace(TINY, moe=replace(TINY.moe, experts=5, top_k=5)),
     "no experts": replace(TINY, moe=None, dense=Dense(40, 4)),

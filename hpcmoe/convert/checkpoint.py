@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hpcmoe import spec
+from hpcmoe import spec, spec_table
 from hpcmoe.convert.gguf import GgufCheckpoint
 from hpcmoe.convert.huggingface import HuggingFaceCheckpoint
 from hpcmoe.convert.upcycle import Copies, Slices
@@ -32,7 +32,7 @@ def convert(source: Path, output: Path, dtype: str, upcycle: str | None, experts
 def init(path: Path, output: Path, seed: int, dtype: str) -> None:
     """Writes random weights for the spec at `path`. Raises `InputError`, `JobError`."""
     check_output(output, path)
-    write(output, Drawn(spec.load(path), seed), dtype)
+    write(output, Drawn(spec_table.load(path), seed), dtype)
 
 
 def open_checkpoint(source: Path) -> Source:

@@ -13,7 +13,8 @@ from hpcmoe.convert.tokenizer import chat_of, from_gguf, listed
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import vet
 from hpcmoe.paths import unreadable
-from hpcmoe.spec import Attention, Dense, ModelSpec, Tensor, check, tensors
+from hpcmoe.spec import Attention, Dense, ModelSpec, Tensor, tensors
+from hpcmoe.spec_table import check
 
 OUTER = {"embedding": "token_embd.weight", "norm": "output_norm.weight", "head": "output.weight"}
 LAYER = {"attention_norm": ["attn_norm.weight"],

@@ -17,7 +17,8 @@ from hpcmoe.files import tokenizer
 from hpcmoe.files.chat import Chat
 from hpcmoe.files.model import rows_per_block
 from hpcmoe.paths import read_text
-from hpcmoe.spec import ModelSpec, Tensor, check, tensors
+from hpcmoe.spec import ModelSpec, Tensor, tensors
+from hpcmoe.spec_table import check
 
 LARGEST = 1 << 28
 """Bytes of a JSON file."""

@@ -22,7 +22,7 @@ class KvCache:
         a, length = model.attention, whole_blocks(length)
         # zeros: libraries multiply what lies behind a sequence by 0, which a NaN would survive
         self.k, self.v = (cupy.zeros((model.layers, slots, a.kv_heads, length, a.head_dim), np.uint16) for _ in "kv")
-        angles = rope.tables(np.arange(length), rope.frequencies(a.head_dim, a.rope_theta), array.BFLOAT16)
+        angles = rope.tables(np.arange(length), a, array.BFLOAT16)
         self.cos, self.sin = (cupy.asarray(angle.view(np.uint16).reshape(length, -1)) for angle in angles)
         self.parts = cupy.empty(parts(a.heads, a.head_dim, slots, length), np.float32)
         self.tickets = cupy.zeros(self.parts.shape[:2], np.int32)

@@ -20,7 +20,7 @@ from hpcmoe.engine.room import Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.exchange.replicas import Near
 from hpcmoe.kernels.choice import uniform
-from hpcmoe.model.weights import Shared, Weights
+from hpcmoe.model.weights import Attention, Shared, Weights
 from hpcmoe.slots import Placement, Placements
 from hpcmoe.spec import ModelSpec
 
@@ -124,6 +124,7 @@ class Blocks:
     def _attention(self, work: Work, normed: cupy.ndarray) -> cupy.ndarray:
         """What the attention of the layer adds to its tokens, `[T, H]`."""
         a, weights, T = self.model.attention, self.weights.layers[work.layer].attention, work.batch.rows
+        assert isinstance(weights, Attention)
         qkv = self.gemm(normed, weights.qkv, bias=weights.bias)
         for first, width, weight in ((0, a.query_width, weights.q_norm), (a.query_width, a.kv_width, weights.k_norm)):
             if weight is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcmoe import shard, spec
+from hpcmoe import shard, spec_table
 from hpcmoe.config import Job
 from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import prompts, tokenizer
@@ -21,7 +21,7 @@ def open_model(path: Path, seed: int = 0) -> ModelFile | Drawn:
         raise InputError(f"model {path} is not a model file: if it is a checkpoint, first run hpcmoe convert {path} "
                          f"-o {path.with_suffix('.h5').name}")
     if path.suffix.lower() == ".toml":
-        return Drawn(spec.load(path), seed)
+        return Drawn(spec_table.load(path), seed)
     found = ModelFile(path)
     if found.tokenizer:
         tokenizer.check(found.tokenizer, str(path))  # now, and not when all prompts are answered

@@ -20,13 +20,14 @@ from hpcmoe.exchange.replicas import even, exact, near, spread
 from hpcmoe.exchange.route import plan_receive, plan_send, trailer_width
 from hpcmoe.exchange.route_far import plan_send_far
 from hpcmoe.exchange.watch import Unwatched, Watch
-from hpcmoe.kernels import choice, combine, norm, pack, rope
+from hpcmoe.kernels import choice, combine, pack, rope
 from hpcmoe.model.attention import attention
-from hpcmoe.model.cache import KvCache
+from hpcmoe.model.cache import Cache, open_cache
 from hpcmoe.model.embedding import embed
 from hpcmoe.model.expert import experts, feed_forward, shared
 from hpcmoe.model.gate import gate, steered
 from hpcmoe.model.head import head
+from hpcmoe.model.norm import norm
 from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.slots import Placement, Placements, most
 from hpcmoe.spec import ModelSpec
@@ -42,7 +43,7 @@ class CpuSegments:
     Methods without an underscore run on the main thread, which alone calls MPI; the others on the stream.
     """
 
-    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, rank: int,
+    def __init__(self, model: ModelSpec, weights: Weights, cache: Cache, placements: Placements, rank: int,
                  lanes: Lanes, stream: Stream, watch: Watch | Unwatched, choose: Choose, dtype: np.dtype,
                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
         """`lanes` of the micro-batches of a step; `keep_logits` puts them into each outcome.
@@ -58,8 +59,8 @@ class CpuSegments:
         self._nodes, self.exact = nodes, lanes.tallied(placements)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = model.moe_layers
-        self._frequency = rope.frequencies(model.attention.head_dim, model.attention.rope_theta)
         self._units = model.hidden * dtype.itemsize // 2
+        self._limit = model.moe.limit if model.moe else 0.0
         self._bias: np.ndarray | None = None
 
     def begin(self, batch: Batch, number: int) -> Work:
@@ -165,7 +166,7 @@ class CpuSegments:
 
     def _enter(self, work: Work) -> None:
         with self._stage("attention", work, work.batch.rows):
-            work.angles = rope.tables(work.batch.position, self._frequency, self.dtype)
+            work.angles = rope.tables(work.batch.position, self.model.attention, self.dtype)
             work.x = embed(self.weights.embedding, work.batch.token, self.dtype)
         self._to_next_gate(work)
 
@@ -176,7 +177,7 @@ class CpuSegments:
             with self._stage("attention", work, work.batch.rows):
                 work.x = attention(self.model, weights.attention, work.layer, work.x, work.batch, self.cache,
                                    work.angles)
-                work.normed = norm.rms_norm(work.x, weights.norm, self.model.norm_eps)
+                work.normed = norm(self.model, work.x, weights.norm)
                 if weights.dense:
                     work.x = work.x + feed_forward(weights.dense, work.normed)
             if not weights.dense:
@@ -236,7 +237,7 @@ class CpuSegments:
             answers, layout = work.lane.home.room(receive.home_counts, self._units)
             work.leaving, work.sent = layout.rows, self._bytes(receive.home_counts, self._units)
         with self._stage("expert", work, layout.rows):
-            experts(slots, rows, receive, answers.view(self.dtype), layout.place)
+            experts(slots, rows, receive, answers.view(self.dtype), layout.place, self._limit)
 
     def _leave_enter(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         assert self.model.moe is not None
@@ -274,16 +275,16 @@ class CpuSegments:
 
     def _next_tokens(self, work: Work, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         wanted = work.batch.wanted[rows]
-        logits = head(self.weights, work.x[wanted], self.model.norm_eps)
+        logits = head(self.model, self.weights, work.x[wanted])
         token = self.choose(logits, work.batch.prompt[rows], work.batch.position[wanted] + 1, work.batch.target[rows])
         return token, choice.logprobs(logits, token), logits if self.keep_logits else logits[:, :0]
 
 
 def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,
                 rules: Generate, dtype: np.dtype, way: Way, micro_batches: int, overlapped: bool, keep_logits: bool,
-                nodes: Sequence[int], trace: Untraced | None, cache: KvCache | None) -> CpuSegments:
+                nodes: Sequence[int], trace: Untraced | None, cache: Cache | None) -> CpuSegments:
     """See `device.open_segments`. Collective over `comm`."""
-    cache = cache or KvCache(model, sizes.sequences, sizes.length, dtype)
+    cache = cache or open_cache(model, sizes.sequences, sizes.length, dtype)
     lanes = Lanes(comm, watch.idle, way, micro_batches, model.experts)
     stream: Stream = Worker() if overlapped else AtOnce()
     return CpuSegments(model, held, cache, placements, comm.rank, lanes, stream, watch, chooser(rules), dtype,

@@ -15,7 +15,7 @@ from typing import Protocol
 import h5py
 import numpy as np
 
-from hpcmoe import array, spec, tables
+from hpcmoe import array, spec, spec_table, tables
 from hpcmoe.errors import InputError
 from hpcmoe.files import h5, vet
 from hpcmoe.spec import ModelSpec, Tensor
@@ -150,7 +150,7 @@ def read_spec(file: h5py.File, path: Path) -> ModelSpec:
         table = tables.parse(h5.attribute(file, "spec", path, str))
     except tables.Bad as error:
         raise InputError(f"{path}: attribute spec is malformed ({error})") from None
-    return spec.from_named_table(table, f"{path}: spec", InputError)
+    return spec_table.from_named_table(table, f"{path}: spec", InputError)
 
 
 def check_tensors(found: Iterable[tuple[Tensor, tuple[int, ...], np.dtype]], path: Path) -> None:

@@ -25,6 +25,15 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     return y.astype(x.dtype, copy=False)
 
 
+def by_head(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """x `[T, heads, in]` times weight `[heads, out, in]` float32, transposed, head by head -> `[T, heads, out]` of x's
+    dtype, summed in float32 and rounded once."""
+    wide = x.astype(np.float32, copy=False).transpose(1, 0, 2)
+    step = 1 if rows.alone() else max(1, x.shape[0])
+    out = [wide[:, first:first + step] @ weight.transpose(0, 2, 1) for first in range(0, x.shape[0], step)]
+    return np.concatenate(out, axis=1).transpose(1, 0, 2).astype(x.dtype) if out else x[..., :0]
+
+
 def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x times weight, transposed, `[T, out]` float32."""
     wide = x.astype(np.float32, copy=False)

@@ -6,27 +6,47 @@ from hpcmoe.kernels import rope
 from hpcmoe.kernels.attention import attend
 from hpcmoe.kernels.linear import linear
 from hpcmoe.kernels.norm import rms_norm
-from hpcmoe.model.cache import KvCache
-from hpcmoe.model.weights import Attention
+from hpcmoe.model import latent
+from hpcmoe.model.cache import Cache, KvCache, LatentCache
+from hpcmoe.model.norm import norm
+from hpcmoe.model.weights import Attention, LatentAttention
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch
 
+Angles = tuple[np.ndarray, np.ndarray]
 
-def attention(model: ModelSpec, weights: Attention, layer: int, x: np.ndarray, batch: Batch, cache: KvCache,
-              angles: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """x `[T, H]` plus what the attention of `layer` adds to it; keys and values go to the cache.
+
+def attention(model: ModelSpec, weights: Attention | LatentAttention, layer: int, x: np.ndarray, batch: Batch,
+              cache: Cache, angles: Angles) -> np.ndarray:
+    """x `[T, H]` plus what the attention of `layer` adds to it; what it keeps of its tokens goes to the cache.
 
     `angles` are the cosines and sines of the batch's positions (`kernels.rope.tables`).
     """
+    mixed = mix(model, weights, layer, norm(model, x, weights.norm), batch, cache, angles)
+    return x + linear(mixed, weights.o, weights.o_bias)
+
+
+def mix(model: ModelSpec, weights: Attention | LatentAttention, layer: int, x: np.ndarray, batch: Batch,
+        cache: Cache, angles: Angles) -> np.ndarray:
+    """The answers of all heads to normed tokens x `[T, H]` -> `[T, mixed_width]`"""
+    if isinstance(weights, LatentAttention):
+        assert isinstance(cache, LatentCache)
+        return latent.mix(model, weights, layer, x, batch, cache, angles)
+    assert isinstance(cache, KvCache)
+    return _grouped(model, weights, layer, x, batch, cache, angles)
+
+
+def _grouped(model: ModelSpec, weights: Attention, layer: int, x: np.ndarray, batch: Batch, cache: KvCache,
+             angles: Angles) -> np.ndarray:
     a = model.attention
-    q, k, v = project(model, weights, rms_norm(x, weights.norm, model.norm_eps))
+    q, k, v = project(model, weights, x)
     q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-    mixed = np.empty((len(x), a.query_width), x.dtype)
+    mixed = np.empty((len(x), a.mixed_width), x.dtype)
     for span in batch.spans:
         rows = slice(span.first, span.first + span.rows)
         keys, values = cache.extend(layer, span.slot, span.cached, k[rows], v[rows])
-        mixed[rows] = attend(q[rows], keys, values, a.window)
-    return x + linear(mixed, weights.o)
+        mixed[rows] = attend(q[rows], keys, values, a.window_in(layer), a.scale, weights.sinks)
+    return mixed
 
 
 def project(model: ModelSpec, weights: Attention, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The keys and values of the sequences that a rank works on."""
+"""What is kept of the tokens of the sequences that a rank works on."""
 
 import numpy as np
 
@@ -29,6 +29,34 @@ class KvCache:
         return keys, values
 
 
+class LatentCache:
+    """One vector, and one turned key behind it, for each token: `[L, slots, length, rank + rotary_dim]`."""
+
+    def __init__(self, model: ModelSpec, slots: int, length: int, dtype: np.dtype) -> None:
+        self.kept = np.empty((model.layers, slots, length, values(model)), dtype)
+
+    def extend(self, layer: int, slot: int, cached: int, kept: np.ndarray) -> np.ndarray:
+        """Puts kept `[n, rank + rotary_dim]` behind the `cached` tokens of a sequence; a view of all,
+        `[cached + n, rank + rotary_dim]`."""
+        end = cached + len(kept)
+        self.kept[layer, slot, cached:end] = kept
+        return self.kept[layer, slot, :end]
+
+
+Cache = KvCache | LatentCache
+
+
+def open_cache(model: ModelSpec, slots: int, length: int, dtype: np.dtype) -> Cache:
+    """The cache that the model's attention needs."""
+    return (LatentCache if model.attention.latent else KvCache)(model, slots, length, dtype)
+
+
+def values(model: ModelSpec) -> int:
+    """Values that are kept of a token in a layer."""
+    a = model.attention
+    return a.latent.rank + a.latent.rotary_dim if a.latent else 2 * a.kv_width
+
+
 def size(model: ModelSpec, slots: int, length: int, itemsize: int) -> int:
-    """Bytes of a `KvCache`."""
-    return 2 * model.layers * slots * model.attention.kv_width * length * itemsize
+    """Bytes of the cache."""
+    return model.layers * slots * length * values(model) * itemsize

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpcmoe.kernels.linear import linear
-from hpcmoe.kernels.swiglu import swiglu
+from hpcmoe.kernels.swiglu import activate, activate_within
 from hpcmoe.model.weights import Shared, Swiglu
 from hpcmoe.types import ReceivePlan
 
 
-def feed_forward(weights: Swiglu, x: np.ndarray) -> np.ndarray:
-    """x `[T, H]` -> `[T, H]`"""
-    return swiglu(x, weights.gate_up, weights.down)
+def feed_forward(weights: Swiglu, x: np.ndarray, limit: float = 0) -> np.ndarray:
+    """x `[T, H]` -> `[T, H]`; `limit` as in `spec.Moe`"""
+    both = linear(x, weights.gate_up, weights.gate_up_bias)
+    return linear(activate_within(both, limit) if limit else activate(both), weights.down, weights.down_bias)
 
 
 def shared(weights: Shared, x: np.ndarray) -> np.ndarray:
@@ -26,11 +27,11 @@ def shared(weights: Shared, x: np.ndarray) -> np.ndarray:
 
 
 def experts(slots: Sequence[Swiglu], rows: np.ndarray, plan: ReceivePlan, out: np.ndarray,
-            place: np.ndarray | None = None) -> None:
+            place: np.ndarray | None = None, limit: float = 0) -> None:
     """Each slot computes its rows, one slot after another; answers go to `out` in the order of return.
 
     rows `[M, H]` as received, out `[extent, H]` of the same dtype; place `[M']` says where in it each answer of that
-    order lies, M' the sum of plan.slot_counts; where it is None they lie one after another.
+    order lies, M' the sum of plan.slot_counts; where it is None they lie one after another. `limit` as in `spec.Moe`.
     """
     to = plan.place if place is None else place[plan.place]
     first = 0
@@ -38,4 +39,4 @@ def experts(slots: Sequence[Swiglu], rows: np.ndarray, plan: ReceivePlan, out: n
         part = slice(first, first + int(count))
         first = part.stop
         if count:
-            out[to[part]] = feed_forward(weights, rows[plan.row[part]])
+            out[to[part]] = feed_forward(weights, rows[plan.row[part]], limit)

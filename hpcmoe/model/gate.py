@@ -24,6 +24,8 @@ def steered(moe: Moe, weights: Gate, bias: np.ndarray, x: np.ndarray) -> tuple[R
 
 def _logits(moe: Moe, weights: Gate, x: np.ndarray) -> np.ndarray:
     logits = product(x, weights.weight)
+    if weights.logit_bias is not None:
+        logits += weights.logit_bias
     return logits.astype(x.dtype).astype(np.float32, copy=False) if moe.round_logits else logits
 
 

@@ -16,6 +16,9 @@ Held = Callable[[int], list[int]]
 Keep = Callable[[Tensor, np.ndarray], Any]
 """(tensor, its values in float32) -> where and how they are kept; on a GPU: `device.weights.keep`"""
 
+Found = Mapping[tuple[str, int | None], Any]
+"""(kind, expert) -> a tensor of one layer"""
+
 Bring = Callable[[Tensor], Any]
 """A matrix -> the same that `Keep` makes of it, by a shorter way than through float32 on the host"""
 
@@ -28,6 +31,10 @@ class Swiglu:
     """`[2 I, H]`, gate rows first"""
     down: np.ndarray
     """`[H, I]`"""
+    gate_up_bias: np.ndarray | None = None
+    """`[2 I]`"""
+    down_bias: np.ndarray | None = None
+    """`[H]`"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,34 @@ class Attention:
     """`[head_dim]` or `[kv_heads * head_dim]`"""
     o: np.ndarray
     """`[H, heads * head_dim]`"""
+    o_bias: np.ndarray | None = None
+    """`[H]`"""
+    sinks: np.ndarray | None = None
+    """`[heads]`"""
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """One attention block with a latent (`spec.Latent`); dn is `head_dim`, dr and dv what turns and a head's value."""
+
+    norm: np.ndarray
+    """`[H]`: of what comes in"""
+    q_a: np.ndarray | None
+    """`[query_rank, H]`, where queries have a latent of their own"""
+    q_a_norm: np.ndarray | None
+    """`[query_rank]`"""
+    q: np.ndarray
+    """`[heads * (dn + dr), query_rank or H]`"""
+    kv_a: np.ndarray
+    """`[rank + dr, H]`"""
+    kv_a_norm: np.ndarray
+    """`[rank]`"""
+    kv_b: np.ndarray
+    """`[heads * (dn + dv), rank]`"""
+    o: np.ndarray
+    """`[H, heads * dv]`"""
+    o_bias: np.ndarray | None = None
+    """`[H]`"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +91,8 @@ class Gate:
     """`[E, H]`"""
     bias: np.ndarray | None
     """`[E]`: counts in the choice only"""
+    logit_bias: np.ndarray | None = None
+    """`[E]`: of the logits themselves"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +108,7 @@ class Shared:
 class Layer:
     """One layer on one rank. All arrays are float32 with values of the compute dtype."""
 
-    attention: Attention
+    attention: Attention | LatentAttention
     norm: np.ndarray
     """`[H]`: of what the feed-forward block sees"""
     dense: Swiglu | None
@@ -139,7 +176,7 @@ def changed(weights: Weights, layer: int, slots: Mapping[int, Swiglu]) -> Weight
 def _experts(model: ModelSpec, layer: int, wanted: Sequence[int],
              fill: Callable[[Tensor], np.ndarray]) -> tuple[Swiglu, ...]:
     found = {(t.kind, t.expert): fill(t) for t in spec.layer_tensors(model, layer) if t.expert in wanted}
-    return tuple(Swiglu(found["experts/gate_up", e], found["experts/down", e]) for e in wanted)
+    return tuple(_swiglu(found, "experts", e) for e in wanted)
 
 
 def _filler(source: Source, dtype: np.dtype, keep: Keep, bring: Bring | None) -> Callable[[Tensor], np.ndarray]:
@@ -157,17 +194,28 @@ def _layer(model: ModelSpec, layer: int, held: list[int], fill: Callable[[Tensor
     def some(kind: str) -> np.ndarray | None:
         return found.get((kind, None))
 
-    def swiglu(kind: str, expert: int | None = None) -> Swiglu:
-        return Swiglu(found[f"{kind}/gate_up", expert], found[f"{kind}/down", expert])
-
-    attention = Attention(found["attention_norm", None], found["attention/qkv", None], some("attention/qkv_bias"),
-                          some("attention/q_norm"), some("attention/k_norm"), found["attention/o", None])
-    norm = found["ffn_norm", None]
+    attention, norm = _attention(model, found), found["ffn_norm", None]
     if model.is_dense(layer):
-        return Layer(attention, norm, swiglu("dense"), None, None, ())
-    shared = Shared(swiglu("shared"), some("shared_gate")) if model.moe and model.moe.shared_hidden else None
-    return Layer(attention, norm, None, Gate(found["gate", None], some("gate_bias")), shared,
-                 tuple(swiglu("experts", e) for e in held))
+        return Layer(attention, norm, _swiglu(found, "dense"), None, None, ())
+    shared = Shared(_swiglu(found, "shared"), some("shared_gate")) if model.moe and model.moe.shared_hidden else None
+    return Layer(attention, norm, None, Gate(found["gate", None], some("gate_bias"), some("logit_bias")), shared,
+                 tuple(_swiglu(found, "experts", e) for e in held))
+
+
+def _attention(model: ModelSpec, found: Found) -> Attention | LatentAttention:
+    def some(name: str) -> Any:
+        return found.get((f"attention/{name}", None))
+    norm = found["attention_norm", None]
+    if model.attention.latent:
+        return LatentAttention(norm, some("q_a"), some("q_a_norm"), some("q"), some("kv_a"), some("kv_a_norm"),
+                               some("kv_b"), some("o"), some("o_bias"))
+    return Attention(norm, some("qkv"), some("qkv_bias"), some("q_norm"), some("k_norm"), some("o"), some("o_bias"),
+                     some("sinks"))
+
+
+def _swiglu(found: Found, kind: str, expert: int | None = None) -> Swiglu:
+    return Swiglu(found[f"{kind}/gate_up", expert], found[f"{kind}/down", expert],
+                  found.get((f"{kind}/gate_up_bias", expert)), found.get((f"{kind}/down_bias", expert)))
 
 
 def _fill(source: Source, tensor: Tensor, dtype: np.dtype) -> np.ndarray:

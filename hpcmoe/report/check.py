@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from hpcmoe import config, spec, tables, ulfm
+from hpcmoe import config, spec_table, tables, ulfm
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
 from hpcmoe.engine.fit import Fit, advice, fit, largest
@@ -33,7 +33,7 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
     limit = None if gpu_memory is None else parse_size(gpu_memory)
     out = text.console()
     if is_spec(path):
-        model, job = spec.load(path), Job(str(path), prompts="", output="")
+        model, job = spec_table.load(path), Job(str(path), prompts="", output="")
         placements = place(model, ranks)
         found = _fit_alone(model, job, placements, limit)
         out.print(f"{path}: a spec without a job, shown with one sequence of {found.sizes.length} tokens")

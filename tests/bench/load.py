@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcmoe import array, gpu, spec
+from hpcmoe import array, gpu, spec_table
 from hpcmoe.files import model
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.files.model import ModelFile, Source
@@ -47,7 +47,7 @@ def stored(model: ModelSpec, itemsize: int) -> int:
 
 def shaped(size: float, itemsize: int) -> ModelSpec:
     """The seed's model with as many layers as make about `size` bytes, one at least."""
-    whole = spec.load(SPEC)
+    whole = spec_table.load(SPEC)
     assert whole.dense is not None
     found = []
     for layers in range(1, whole.layers + 1):

@@ -46,7 +46,7 @@ def test_verify_compares_with_the_reference(job, dtype):
 
 
 def test_verify_says_what_is_too_far(job, capsys, monkeypatch):
-    monkeypatch.setattr("hpcmoe.kernels.rope.frequencies", lambda head_dim, theta: np.zeros(head_dim // 2, np.float32))
+    monkeypatch.setattr("hpcmoe.kernels.rope.frequencies", lambda a: np.zeros(a.turning // 2, np.float32))
     assert page(job, ("compute.dtype=float32",), 2, 2, None) == 70
     assert "TOO FAR" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from helpers import ROOT
 
-from hpcmoe import spec
+from hpcmoe import spec_table
 from hpcmoe.spec import Attention, Dense, ModelSpec, Moe
 
 BENCH = ROOT / "tests" / "bench" / "gpu"
@@ -55,7 +55,7 @@ class TestFloors:
 
     def test_steps_of_the_model_of_61_layers(self):
         """31,694,673,920 weights, and 4,093,640,704 bytes of keys and values a sequence."""
-        full = spec.load(ROOT / "inputs" / "seed61.toml")
+        full = spec_table.load(ROOT / "inputs" / "seed61.toml")
         one = replace(full, moe=replace(full.moe, experts=1, top_k=1))
         assert sum(floors.matrices(one)) == 31_694_673_920
         for batch in (1, 4, 8):

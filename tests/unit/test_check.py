@@ -23,7 +23,7 @@ from helpers import (
     spec_file,
 )
 
-from hpcmoe import config, spec
+from hpcmoe import config, spec_table
 from hpcmoe.config import Exchange, Job, Schedule
 from hpcmoe.engine import inputs
 from hpcmoe.engine.memory import Sizes, plan_memory
@@ -168,7 +168,7 @@ class TestMemory:
         """No more of them do, and a smaller card holds fewer."""
         found, = re.findall(r"It fits: .*the largest batch that does is (\d+) sequences of 1024 tokens",
                             check(seed61, "--ranks", 16, "--gpu-memory", size).out)
-        model, job = spec.load(seed61), Job("m", "p", "o")
+        model, job = spec_table.load(seed61), Job("m", "p", "o")
         totals = [plan_memory(model, job, place(model, 16), Sizes(n, 1024, 1024), "device").total
                   for n in (int(found), int(found) + 1)]
         assert totals[0] <= parse_size(size) < totals[1]

@@ -48,7 +48,7 @@ class TestFootprint:
         """Of 3 sequences of 300 tokens: 384 positions, in two chunks of keys."""
         a = MOE.attention
         keys = np.empty((MOE.layers, 3, a.kv_heads, 384, a.head_dim), np.uint16)
-        angles = rope.tables(np.arange(384), rope.frequencies(a.head_dim, a.rope_theta), array.BFLOAT16)
+        angles = rope.tables(np.arange(384), a, array.BFLOAT16)
         parts = np.empty((3, a.heads, 2, a.head_dim + 2), np.float32)
         assert footprint.kv_cache(MOE, 3, 300) == sum(part.nbytes for part in (keys, keys, *angles, parts))
 

@@ -18,7 +18,7 @@ from helpers import (
     refused,
 )
 
-from hpcmoe import reference, spec
+from hpcmoe import reference, spec_table, tables
 from hpcmoe.convert.checkpoint import open_checkpoint
 from hpcmoe.convert.gguf import unpermute
 from hpcmoe.errors import JobError
@@ -292,4 +292,4 @@ class TestGguf:
 def test_moe_specs_of_tests_are_right():
     """The tests' own models fit together."""
     for found in (DENSE, MOE, LLAMA):
-        assert spec.from_table(spec.tables.parse(spec.tables.dump(found))) == found
+        assert spec_table.from_table(tables.parse(tables.dump(found))) == found

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hpcmoe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"child", "errors", "paths", "tables", "ulfm"},
-    {"config", "shard", "slots", "spec", "traffic", "types"},
+    {"config", "shard", "slots", "spec", "spec_table", "traffic", "types"},
     {"array", "gpu", "launch", "launcher", "notice", "switches"},
     {"kernels", "files", "reference"},
     {"device"},

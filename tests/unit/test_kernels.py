@@ -15,8 +15,9 @@ from hpcmoe.kernels.gate import choose
 from hpcmoe.kernels.linear import linear
 from hpcmoe.kernels.norm import rms_norm
 from hpcmoe.kernels.rows import compute_alone
-from hpcmoe.kernels.swiglu import swiglu
-from hpcmoe.spec import Attention, Dense, ModelSpec, Moe
+from hpcmoe.model.expert import feed_forward
+from hpcmoe.model.weights import Swiglu
+from hpcmoe.spec import Attention, Dense, ModelSpec, Moe, Yarn
 
 SIZE = st.integers(1, 9)
 SEED = st.integers(0, 2**32)
@@ -54,38 +55,54 @@ def test_swiglu(dtype, T, H, width, seed):
     x, gate_up, down = draw(seed, T, H).astype(dtype), draw(seed + 1, 2 * width, H), draw(seed + 2, H, width)
     r = reference.rounding("float32" if dtype == FLOAT32 else "bfloat16")
     want = reference.swiglu(x.astype(np.float64), gate_up, down, r)
-    got = swiglu(x, gate_up, down)
+    got = feed_forward(Swiglu(gate_up, down), x)
     assert close(got, want, dtype) if dtype == FLOAT32 else np.allclose(got.astype(np.float64), want, 2e-2, 0.1)
 
 
 def test_swiglu_of_a_very_negative_gate_is_zero_and_silent():
     with np.errstate(all="raise"):
-        assert np.array_equal(swiglu(np.full((1, 1), -1e4, np.float32), np.ones((2, 1), np.float32),
-                                     np.ones((1, 1), np.float32)), [[0]])
+        weights = Swiglu(np.ones((2, 1), np.float32), np.ones((1, 1), np.float32))
+        assert np.array_equal(feed_forward(weights, np.full((1, 1), -1e4, np.float32)), [[0]])
 
 
-@given(heads=st.integers(1, 3), half=st.integers(1, 5), position=st.integers(0, 5000), seed=SEED)
-def test_rope(heads, half, position, seed):
+@DTYPES
+@given(T=SIZE, H=SIZE, width=SIZE, limit=st.sampled_from([0.0, 0.7, 7.0]), seed=SEED)
+def test_an_expert_with_biases_and_a_bound(dtype, T, H, width, limit, seed):
+    x, gate_up, down = draw(seed, T, H).astype(dtype), draw(seed + 1, 2 * width, H), draw(seed + 2, H, width)
+    more, last = draw(seed + 3, 2 * width), draw(seed + 4, H)
+    r = reference.rounding("float32" if dtype == FLOAT32 else "bfloat16")
+    model = ModelSpec("m", 1, H, 5, 9, Attention(1, 1, 2), None, Moe(1, 1, width, expert_bias=True, limit=limit))
+    given_weights = {"gate_up": gate_up, "gate_up_bias": more, "down": down, "down_bias": last}
+    want = reference.expert(model, lambda name: given_weights[name.split("/")[-1]], 0, x.astype(np.float64), r)
+    got = feed_forward(Swiglu(gate_up, down, more, last), x, limit)
+    assert close(got, want, dtype) if dtype == FLOAT32 else np.allclose(got.astype(np.float64), want, 2e-2, 0.1)
+
+
+@given(heads=st.integers(1, 3), half=st.integers(1, 5), turning=st.integers(0, 1), position=st.integers(0, 5000),
+       yarn=st.none() | st.builds(Yarn, st.floats(1, 40), st.integers(8, 4096), st.just(32.0), st.floats(0.5, 2),
+                                  st.booleans(), st.floats(0.5, 1.5)), seed=SEED)
+def test_rope(heads, half, turning, position, yarn, seed):
     x = draw(seed, 1, heads, 2 * half)
-    cos, sin = rope.tables(np.array([position]), rope.frequencies(2 * half, 1e4), FLOAT32)
-    want = np.array([[reference.rope(h.astype(np.float64), position, 1e4, lambda v: v) for h in x[0]]])
-    assert np.allclose(rope.rotate(x, cos, sin), want, atol=2e-3)
+    a = Attention(heads, heads, 2 * half, rotary_dim=2 * turning, yarn=yarn)
+    want = np.array([[reference.rope(h.astype(np.float64), position, a, lambda v: v) for h in x[0]]])
+    assert np.allclose(rope.rotate(x, *rope.tables(np.array([position]), a, FLOAT32)), want, atol=3e-3)
 
 
 @settings(deadline=None)
 @given(n=SIZE, cached=st.integers(0, 9), kv=st.integers(1, 3), group=st.integers(1, 3), window=st.integers(0, 6),
-       seed=SEED)
-def test_attention_over_a_cache_equals_the_end_of_a_whole_sequence(n, cached, kv, group, window, seed):
+       sinks=st.booleans(), seed=SEED)
+def test_attention_over_a_cache_equals_the_end_of_a_whole_sequence(n, cached, kv, group, window, sinks, seed):
     d, heads, m = 4, kv * group, n + cached
-    model = ModelSpec("m", 1, 6, 5, 99, Attention(heads, kv, d, window=window), Dense(1, 1))
+    model = ModelSpec("m", 1, 6, 5, 99, Attention(heads, kv, d, window=window, sinks=sinks), Dense(1, 1))
     weights = {"attention/qkv": draw(seed, (heads + 2 * kv) * d, 6).astype(np.float64),
-               "attention/o": np.eye(heads * d)}
+               "attention/sinks": draw(seed + 2, heads)}
     x = draw(seed + 1, m, 6).astype(np.float64)
-    want = reference.attention(model, weights.__getitem__, x, lambda v: v)[cached:]
+    want = reference.attention(model, 0, weights.__getitem__, x, lambda v: v)[cached:]
     both = (x @ weights["attention/qkv"].T).astype(np.float32).reshape(m, heads + 2 * kv, d)
-    angles = rope.tables(np.arange(m), rope.frequencies(d, 1e4), FLOAT32)
+    angles = rope.tables(np.arange(m), model.attention, FLOAT32)
     q, k = rope.rotate(both[:, :heads], *angles), rope.rotate(both[:, heads:heads + kv], *angles)
-    got = attend(q[cached:], k.transpose(1, 0, 2), both[:, heads + kv:].transpose(1, 0, 2), window)
+    got = attend(q[cached:], k.transpose(1, 0, 2), both[:, heads + kv:].transpose(1, 0, 2), window, d ** -0.5,
+                 weights["attention/sinks"] if sinks else None)
     assert np.allclose(got, want, atol=1e-4)
 
 

@@ -9,7 +9,7 @@ from helpers import DENSE, MOE, Given, assert_same_tensors, byte_tokenizer, dama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcmoe import array, spec, tables
+from hpcmoe import array, spec, spec_table, tables
 from hpcmoe.convert.upcycle import Copies
 from hpcmoe.errors import InputError
 from hpcmoe.files import h5, model
@@ -54,7 +54,7 @@ class TestModel:
         with h5py.File(model_file(tmp_path)) as file:
             assert file["layers/002/experts/003/gate_up"].shape == (16, 16)
             assert set(file["layers/000"]) == {"attention", "attention_norm", "dense", "ffn_norm"}
-            assert spec.from_table(tables.parse(file.attrs["spec"])) == MOE
+            assert spec_table.from_table(tables.parse(file.attrs["spec"])) == MOE
 
     def test_sixteen_copies_take_the_space_of_one(self, tmp_path):
         wide = replace(DENSE, dense=replace(DENSE.dense, hidden=4096))

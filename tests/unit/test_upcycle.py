@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import DENSE, Given, assert_same_tensors, read_tensors
 
-from hpcmoe import reference, spec
+from hpcmoe import reference, spec_table, tables
 from hpcmoe.convert.upcycle import Copies, Slices
 from hpcmoe.files import model
 from hpcmoe.files.model import ModelFile
@@ -54,7 +54,7 @@ class TestUpcycling:
     )
     def test_logits_are_those_of_the_dense_model(self, make, dense, wanted):
         upcycled = make(dense)
-        spec.from_table(spec.tables.parse(spec.tables.dump(upcycled.spec)))
+        spec_table.from_table(tables.parse(tables.dump(upcycled.spec)))
         found = reference.logits(upcycled.spec, reference.reader(upcycled), TOKENS)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9 * wanted.std())
 

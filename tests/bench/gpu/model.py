@@ -14,7 +14,7 @@ import numpy as np
 from figures import FILE, Figure, against, tell
 from timing import Timed, medians, on_stream
 
-from hpcmoe import gpu, launch, spec
+from hpcmoe import gpu, launch, spec_table
 
 gpu.take("gpu")  # before anything below loads MPI
 
@@ -110,7 +110,7 @@ def prefill(world: launch.World, model: ModelSpec, held: Weights) -> Figure:
 def measure(world: launch.World, out: Path) -> None:
     """One after the other: their caches need not lie beside each other."""
     launch.check_gpus(world)
-    model = spec.load(SPEC)
+    model = spec_table.load(SPEC)
     begin = time.perf_counter()
     held = device.load(Drawn(model, 0), lambda n: [0], BFLOAT16, "device")
     cupy.cuda.Device().synchronize()
