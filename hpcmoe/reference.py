@@ -78,7 +78,7 @@ def frequency(a: Attention, i: int) -> np.float32:
     if a.yarn.whole:
         first, last = np.floor(first), np.ceil(last)
     first, last = max(first, 0), min(last, d - 1)
-    divided = min(max((i - first) / (last - first if last > first else 0.001), 0), 1)
+    divided = min(max((i - first) / (last - first or 0.001), 0), 1)
     return np.float32(divided * plain / a.yarn.factor + (1 - divided) * plain)
 
 
@@ -157,12 +157,12 @@ def expert(model: ModelSpec, at: Read, e: int, x: np.ndarray, r: Round) -> np.nd
     if not (m.limit or m.expert_bias):
         return swiglu(x, own("gate_up"), own("down"), r)
     more, last = (own("gate_up_bias"), own("down_bias")) if m.expert_bias else (0, 0)
-    gate, up = np.split(r(x @ own("gate_up").T + more), 2, axis=1)
+    gate, up = np.split(r(r(x @ own("gate_up").T) + more), 2, axis=1)
     if not m.limit:
-        return r(r(r(gate / (1 + np.exp(-gate))) * up) @ own("down").T + last)
+        return r(r(r(r(gate / (1 + np.exp(-gate))) * up) @ own("down").T) + last)
     gate, up = np.minimum(gate, m.limit), np.clip(up, -m.limit, m.limit)
     gate = r(gate * r(1 / (1 + np.exp(-r(gate * 1.702)))))
-    return r(r(r(up + 1) * gate) @ own("down").T + last)
+    return r(r(r(r(up + 1) * gate) @ own("down").T) + last)
 
 
 def _within_expert(at: Read, e: int, name: str) -> np.ndarray:

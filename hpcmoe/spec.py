@@ -148,6 +148,12 @@ class Tensor:
         return int(self.name.split("/")[1]) if self.name.startswith("layers/") else None
 
     @property
+    def exact(self) -> bool:
+        """Whether it stays float32 where others become bfloat16: a bias in the choice of experts, which is small steps
+        on large values."""
+        return self.kind == "gate_bias"
+
+    @property
     def kind(self) -> str:
         """The name without the numbers of layer and expert, as "experts/down"."""
         return re.sub(r"^layers/\d+/|(?<=experts/)\d+/", "", self.name)

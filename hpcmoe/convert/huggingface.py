@@ -4,26 +4,26 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpcmoe.convert.families import FAMILIES
+from hpcmoe.convert.families import AHEAD, FAMILIES
 from hpcmoe.convert.keys import Keys
-from hpcmoe.convert.parts import checked, part_shapes
-from hpcmoe.errors import InputError, JobError
+from hpcmoe.convert.parts import part_shapes
+from hpcmoe.convert.quantised import Tensors, quantisation
+from hpcmoe.convert.stored import Part, open_all
+from hpcmoe.errors import InputError
 from hpcmoe.files import tokenizer
 from hpcmoe.files.chat import Chat
-from hpcmoe.files.model import rows_per_block
 from hpcmoe.paths import read_text
-from hpcmoe.spec import ModelSpec, Tensor, tensors
+from hpcmoe.spec import MOST_LAYERS, ModelSpec, Tensor, tensors
 from hpcmoe.spec_table import check
 
 LARGEST = 1 << 28
 """Bytes of a JSON file."""
-READ = {"BF16", "F16", "F32"}
-"""The number formats that are read."""
 PASSED_OVER = re.compile(r".*\.rotary_emb\.inv_freq$")
 """Tensors that follow from the config."""
 
@@ -38,58 +38,54 @@ class HuggingFaceCheckpoint:
         if kind not in FAMILIES:
             raise InputError(f"{folder}: model_type {kind!r} is not known; {', '.join(sorted(FAMILIES))} are")
         self._family = FAMILIES[kind]
+        quantised = quantisation(table.pop("quantization_config", None), folder / "config.json")
         keys = Keys(_with_generation_eos(table, folder), f"{folder / 'config.json'}")
         self.spec: ModelSpec = self._family.spec(keys, folder.resolve().name)
         keys.finish()
         check(self.spec, f"{folder / 'config.json'}")
         self.tokenizer, self.chat = _tokenizer(folder), _chat(folder)
-        self._files = _open_all(folder)
-        self._parts = {t.name: self._find(t) for t in tensors(self.spec)}
-        self._check_nothing_left()
+        found = Tensors(folder, open_all(_files(folder)), quantised)
+        self._parts = {t.name: self._find(t, found) for t in tensors(self.spec)}
+        self._check_nothing_left(found, max(table.get(key) or 0 for key in AHEAD))
 
-    def _find(self, tensor: Tensor) -> list[tuple[str, int | None]]:
-        """The checkpoint's tensors that make up one of ours, each with the index to take of its first dimension."""
-        for names in (self._family.names, self._family.fused):
-            found = [name.format(n=tensor.layer, e=tensor.expert) for name in names.get(tensor.kind, ())]
-            if found and all(name.removesuffix("[e]") in self._files for name in found):
-                parts = [(name.removesuffix("[e]"), tensor.expert if name.endswith("[e]") else None) for name in found]
-                self._check_shapes(tensor, parts)
-                return parts
+    def _find(self, tensor: Tensor, found: Tensors) -> list[Part]:
+        """The checkpoint's tensors that make up one of ours."""
+        for names in (self._family.names, *self._family.others):
+            theirs = [name.format(n=tensor.layer, e=tensor.expert) for name in names.get(tensor.kind, ())]
+            parts = [found.part(name, tensor.expert) for name in theirs]
+            if parts and all(parts):
+                known = [part for part in parts if part]
+                self._check_shapes(tensor, known)
+                return known
         wanted = [name.format(n=tensor.layer, e=tensor.expert) for name in self._family.names[tensor.kind]]
-        missing = next(name for name in wanted if name not in self._files)
+        missing = next(name for name in wanted if not found.part(name, tensor.expert))
         raise InputError(f"{self.folder}: no file has the tensor {missing} ({tensor.name} of {self.spec.name})")
 
-    def _check_shapes(self, tensor: Tensor, parts: list[tuple[str, int | None]]) -> None:
-        for (name, index), wanted in zip(parts, part_shapes(self.spec, tensor, len(parts))):
-            part = self._files[name].get_slice(name)
-            if part.get_dtype() not in READ:
-                raise InputError(f"{self.folder}: {name} is {part.get_dtype()}, which is not read; "
-                                 f"{', '.join(sorted(READ))} are")
-            if index is not None:
-                wanted = (self.spec.experts, *wanted)
-            found = tuple(part.get_shape())
-            if found != wanted:
-                raise InputError(f"{self.folder}: {name} has shape {found}, config.json says {wanted}")
+    def _check_shapes(self, tensor: Tensor, parts: list[Part]) -> None:
+        for part, wanted in zip(parts, part_shapes(self.spec, tensor, len(parts))):
+            first = () if part.expert is None else (self.spec.experts,)
+            stored = part.values.shape[:len(first)] + part.shape
+            if stored != first + wanted:
+                raise InputError(f"{self.folder}: {part.values.name} has shape {stored}, config.json says "
+                                 f"{first + wanted}")
 
-    def _check_nothing_left(self) -> None:
-        used = {name for parts in self._parts.values() for name, _ in parts}
-        unknown = sorted(name for name in set(self._files) - used if not PASSED_OVER.match(name))
-        if self.spec.tied_head and unknown == ["lm_head.weight"]:
-            return  # some files hold the tied head a second time
-        if unknown:
-            raise InputError(f"{self.folder}: the tensor {unknown[0]} is not known to this converter, which does not "
+    def _check_nothing_left(self, found: Tensors, ahead: int) -> None:
+        behind = tuple(f"model.layers.{self.spec.layers + n}." for n in range(min(ahead, MOST_LAYERS)))
+        unknown = sorted(name for name in found.unused() if not PASSED_OVER.match(name))
+        left = [name for name in unknown if not name.startswith(behind)]
+        if left and not (self.spec.tied_head and left == ["lm_head.weight"]):  # some files hold it a second time
+            raise InputError(f"{self.folder}: the tensor {left[0]} is not known to this converter, which does not "
                              "leave out what it cannot place")
+        if len(unknown) > len(left):
+            names = ", ".join(name.rstrip(".") for name in behind)
+            print(f"hpcmoe: note: {names} of {self.folder} is left out: it predicts tokens further ahead",
+                  file=sys.stderr)
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """See `Source`."""
-        for name, index in self._parts[tensor.name]:
-            part = self._files[name].get_slice(name)
-            shape = tuple(part.get_shape())[0 if index is None else 1:]
-            step = rows_per_block(shape)
-            for row in range(0, shape[0], step):
-                rows = slice(row, min(row + step, shape[0]))  # safetensors takes no slice past the end
-                block = part[rows] if index is None else part[index:index + 1, rows][0]
-                yield checked(block, name, self.folder)
+        blocks = chain.from_iterable(part.blocks() for part in self._parts[tensor.name])
+        order = self._family.order(self.spec, tensor)
+        return blocks if order is None else iter([np.concatenate(list(blocks))[order]])
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -141,26 +137,16 @@ def _chat(folder: Path) -> str:
     return Chat(found, tokens).json()
 
 
-def _open_all(folder: Path) -> dict[str, Any]:
-    """Tensor name -> the open safetensors file that holds it."""
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ModuleNotFoundError:
-        raise JobError("Hugging Face checkpoints need the safetensors package: pip install 'hpcmoe[convert]'") from None
+def _files(folder: Path) -> list[Path]:
+    """The files of weights."""
     index = folder / "model.safetensors.index.json"
     names = _named(index) if index.exists() else sorted(p.name for p in folder.glob("*.safetensors"))
     if not names:
         raise InputError(f"{folder} has no .safetensors files; other formats of weights are not read")
-    files: dict[str, Any] = {}
     for name in names:
-        try:
-            file = safe_open(folder / name, framework="numpy")
-        except FileNotFoundError:
-            raise InputError(f"{folder / name} does not exist, and {index.name} names it") from None
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{folder / name} is not a whole safetensors file ({error})") from None
-        files |= dict.fromkeys(file.keys(), file)
-    return files
+        if not (folder / name).exists():
+            raise InputError(f"{folder / name} does not exist, and {index.name} names it")
+    return [folder / name for name in names]
 
 
 def _named(index: Path) -> list[str]:

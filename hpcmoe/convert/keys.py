@@ -1,5 +1,6 @@
 """A checkpoint's own settings, read key by key, so that no key is passed over in silence."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from hpcmoe.errors import InputError
@@ -9,10 +10,10 @@ MOST = 2**63
 """Numbers are up to it."""
 
 NO_EFFECT = frozenset("""
-    _name_or_path architectures attention_dropout bos_token_id chunk_size_feed_forward dtype id2label initializer_range
-    is_decoder is_encoder_decoder label2id max_length min_length model_type output_attentions output_hidden_states
-    output_router_logits pad_token_id problem_type return_dict router_aux_loss_coef router_jitter_noise torch_dtype
-    transformers_version use_cache
+    _name_or_path architectures attention_dropout auto_map aux_loss_alpha bos_token_id chunk_size_feed_forward dtype
+    ep_size id2label initializer_range is_decoder is_encoder_decoder label2id max_length min_length model_type
+    output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type return_dict
+    router_aux_loss_coef router_jitter_noise seq_aux torch_dtype transformers_version use_cache
 """.split())
 """Keys that do not change what a model answers."""
 
@@ -82,19 +83,16 @@ class Keys:
         """The error for a key whose value this converter does not support."""
         return InputError(f"{self._where}: {name} = {value!r} is not supported; {instead} is")
 
-    def rope_theta(self, default: float) -> float:
-        """The base of the rotary frequencies, in the old spelling (rope_theta) or the new (rope_parameters)."""
-        theta = self.number("rope_theta", default=default)
-        table = self.take("rope_parameters", "rope_scaling", default={})
+    def nested(self, *names: str, missing: Mapping[str, Any]) -> "Keys":
+        """The table under the first of `names` that is there; `missing` where none is."""
+        table = self.take(*names, default=dict(missing))
         if not isinstance(table, dict):
-            raise self.wrong("rope_parameters", table, "a table")
-        nested = Keys(table, f"{self._where}, rope_parameters")
-        for name in ("rope_type", "type"):
-            nested.only(name, "default")
-        nested.only("partial_rotary_factor", 1.0)
-        theta = nested.number("rope_theta", default=theta)
-        nested.finish()
-        return theta
+            raise self.wrong(names[0], table, "a table")
+        return Keys(table, f"{self._where}, {names[0]}")
+
+    def null(self, name: str) -> bool:
+        """Whether the key is there, and null."""
+        return name in self._left and self._left[name] is None
 
     def eos(self) -> tuple[int, ...]:
         """The end tokens: none, one, or several."""

@@ -129,9 +129,9 @@ def write(path: Path, source: Source, dtype: str, *, same: Callable[[Tensor], st
 
 
 def _write_tensor(file: h5py.File, tensor: Tensor, blocks: Iterator[np.ndarray], dtype: str) -> None:
-    half = dtype == "bfloat16"
+    half = dtype == "bfloat16" and not tensor.exact
     dataset = file.create_dataset(tensor.name, tensor.shape, np.uint16 if half else np.float32)
-    dataset.attrs.update(long_name=f"weights of the {tensor.part}", units="1", dtype=dtype)
+    dataset.attrs.update(long_name=f"weights of the {tensor.part}", units="1", dtype="bfloat16" if half else "float32")
     row = 0
     for block in blocks:
         dataset[row:row + len(block)] = array.narrow(block) if half else block

@@ -27,7 +27,7 @@ def _kept(yarn: Yarn, turning: int, theta: float) -> np.ndarray:
     if yarn.whole:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, turning - 1)
-    ramp = (np.arange(turning // 2, dtype=np.float32) - first) / (last - first if last > first else 0.001)
+    ramp = (np.arange(turning // 2, dtype=np.float32) - first) / (last - first or 0.001)
     return 1 - np.clip(ramp, 0, 1).astype(np.float32)
 
 

@@ -12,8 +12,13 @@ from hpcmoe.types import ReceivePlan
 
 def feed_forward(weights: Swiglu, x: np.ndarray, limit: float = 0) -> np.ndarray:
     """x `[T, H]` -> `[T, H]`; `limit` as in `spec.Moe`"""
-    both = linear(x, weights.gate_up, weights.gate_up_bias)
-    return linear(activate_within(both, limit) if limit else activate(both), weights.down, weights.down_bias)
+    both = _plus(linear(x, weights.gate_up), weights.gate_up_bias)
+    return _plus(linear(activate_within(both, limit) if limit else activate(both), weights.down), weights.down_bias)
+
+
+def _plus(y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """Rounded before and behind, as GPT-OSS's module does, unlike the biases of attention."""
+    return y if bias is None else y + bias.astype(y.dtype)
 
 
 def shared(weights: Shared, x: np.ndarray) -> np.ndarray:

@@ -219,10 +219,10 @@ def _swiglu(found: Found, kind: str, expert: int | None = None) -> Swiglu:
 
 
 def _fill(source: Source, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    out = np.empty(tensor.shape, np.float32)
+    out, half = np.empty(tensor.shape, np.float32), dtype == array.BFLOAT16 and not tensor.exact
     row = 0
     for block in source.blocks(tensor):
-        out[row:row + len(block)] = array.widen(array.narrow(block)) if dtype == array.BFLOAT16 else block
+        out[row:row + len(block)] = array.widen(array.narrow(block)) if half else block
         row += len(block)
     return out
 

@@ -9,13 +9,19 @@ run as "grouped_mm", which sums the K slots of a token in float32 and rounds onc
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from layouts import fp8, hub_with_layer_ahead, mxfp4
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    Glm4MoeConfig,
+    GptOssConfig,
     MixtralConfig,
     OlmoeConfig,
     Qwen2MoeConfig,
@@ -28,6 +34,7 @@ NEW_TOKENS = 12
 MIN_GAP = 1e-3  # between the best and the second logit at every greedy choice
 MIN_ROUTER_GAP = 1e-4  # between the last chosen and the first rejected router logit, relative, float32
 BF16_STEP = 2.0 ** -7  # the same in bfloat16: more than one rounding step apart
+FP32_GATE_STEP = 1e-3  # the same where gates are float32 in bfloat16 too, between the scores that decide
 COMMON = {
     "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
@@ -39,10 +46,25 @@ def rope(theta):
     return {"rope_type": "default", "rope_theta": theta}
 
 
+def yarn(**more):
+    """The same, stretched four times from a context that prompts pass."""
+    return {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
+            "beta_fast": 32.0, "beta_slow": 1.0, **more}
+
+
 def families():
     """Config of every family. OLMoE has narrow experts, so that 16 of them stay small."""
     mixtral = COMMON | {"num_key_value_heads": 2, "intermediate_size": 32, "num_local_experts": 8,
                         "num_experts_per_tok": 2}
+    deepseek = COMMON | {"num_key_value_heads": 4, "qk_nope_head_dim": 20, "qk_rope_head_dim": 12, "v_head_dim": 16,
+                         "kv_lora_rank": 28, "intermediate_size": 48, "moe_intermediate_size": 16,
+                         "n_routed_experts": 16, "num_experts_per_tok": 4, "first_k_dense_replace": 1}
+    glm = COMMON | {"num_key_value_heads": 2, "head_dim": 24, "intermediate_size": 48, "moe_intermediate_size": 24,
+                    "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1,
+                    "topk_group": 1, "first_k_dense_replace": 1, "rope_parameters": rope(10000.0)}
+    gpt_oss = COMMON | {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 32,
+                        "num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": 6, "swiglu_limit": 1.5,
+                        "rope_parameters": yarn(truncate=False)}
     qwen2 = COMMON | {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
     return {
         "mixtral": MixtralConfig(**mixtral, rope_parameters=rope(10000.0)),
@@ -63,6 +85,27 @@ def families():
             "num_hidden_layers": 5, "num_key_value_heads": 4, "head_dim": 20, "intermediate_size": 48,
             "qkv_bias": False, "shared_expert_intermediate_size": 16, "mlp_only_layers": [0, 1, 2],
             "norm_topk_prob": True, "rope_parameters": rope(20000.0)}),
+        "deepseek_v2": DeepseekV2Config(**deepseek | {
+            "q_lora_rank": 24, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+            "routed_scaling_factor": 1.7, "n_shared_experts": 2,
+            "rope_parameters": yarn(mscale=0.7, mscale_all_dim=0.9)}),
+        "deepseek_v2_lite": DeepseekV2Config(**deepseek | {
+            "q_lora_rank": None, "topk_method": "greedy", "n_shared_experts": 1, "first_k_dense_replace": 0,
+            "rope_parameters": rope(10000.0)}),
+        "deepseek_v3": DeepseekV3Config(**deepseek | {
+            "q_lora_rank": 24, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "n_shared_experts": 2,
+            "routed_scaling_factor": 2.5, "rope_parameters": yarn(mscale=1.0, mscale_all_dim=0.7)}),
+        # 160 and 144 are more than a block of 128, and not whole ones.
+        "deepseek_v3_fp8": DeepseekV3Config(**deepseek | {
+            "hidden_size": 160, "intermediate_size": 144, "num_hidden_layers": 2, "q_lora_rank": 24, "n_group": 1,
+            "topk_group": 1, "norm_topk_prob": True, "n_shared_experts": 1, "routed_scaling_factor": 1.0,
+            "rope_parameters": rope(10000.0)}),
+        "glm4_moe": Glm4MoeConfig(**glm | {"use_qk_norm": True, "attention_bias": True, "norm_topk_prob": True,
+                                           "routed_scaling_factor": 1.5}),
+        "glm4_moe_plain": Glm4MoeConfig(**glm | {"use_qk_norm": False, "attention_bias": False, "num_hidden_layers": 2,
+                                                 "norm_topk_prob": False}),
+        "gpt_oss": GptOssConfig(**gpt_oss),
+        "gpt_oss_mxfp4": GptOssConfig(**gpt_oss | {"num_hidden_layers": 2}),
     }
 
 
@@ -72,7 +115,7 @@ def fill(model, generator, zero_shared):
         noise = torch.randn(weight.shape, generator=generator)
         if name.endswith("norm.weight"):
             value = 1 + 0.2 * noise
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "sinks")):
             value = 0.3 * noise
         elif "embed_tokens" in name:
             value = noise * (weight.shape[1] ** -0.5 if model.config.tie_word_embeddings else 1.0)
@@ -80,8 +123,16 @@ def fill(model, generator, zero_shared):
             value = torch.zeros_like(noise)
         else:
             gain = 1.0 if "lm_head" in name else 1.5
-            value = noise * gain * weight.shape[-1] ** -0.5
+            turned = model.config.model_type == "gpt_oss" and "experts" in name
+            value = noise * gain * weight.shape[-2 if turned else -1] ** -0.5
         weight.copy_(value)
+
+
+def fill_choice(model, generator):
+    """Biases of the choice of experts, which stay float32, and are no bfloat16 values."""
+    for module in model.modules():
+        if hasattr(module, "e_score_correction_bias"):
+            module.e_score_correction_bias = 0.2 * torch.randn(module.num_experts, generator=generator)
 
 
 def save(model, folder, **options):
@@ -111,7 +162,9 @@ class Routers:
     """Hooks that note which experts the first router chose, and how close the choices of all routers were."""
 
     def __init__(self, model):
-        gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "experts")]
+        blocks = [layer.mlp for layer in model.model.layers if hasattr(layer.mlp, "experts")]
+        gates = [block.router if hasattr(block, "router") else block.gate for block in blocks]
+        self.wide = model.config.model_type in ("deepseek_v2", "deepseek_v3", "glm4_moe")  # float32 in bfloat16, too
         for gate in gates:
             gate.register_forward_hook(self.note)
         self.first = gates[0]
@@ -123,11 +176,28 @@ class Routers:
     def note(self, gate, inputs, output):
         """Keep the chosen experts (first MoE layer) and the smallest relative gap at the choice's edge."""
         logits, _, experts = output
-        edge = logits.float().topk(gate.top_k + 1, dim=-1).values[:, -2:]
-        gap = (edge[:, 0] - edge[:, 1]) / edge.abs().amax(-1).clamp_min(0.5)
+        ranking = self.ranking(gate, logits.float())
+        edge = ranking.topk(gate.top_k + 1, dim=-1).values[:, -2:]
+        gap = (edge[:, 0] - edge[:, 1]) / edge.abs().amax(-1).clamp(0.5, 1e9)
         self.min_gap = min(self.min_gap, float(gap.min()))
         if gate is self.first:
-            self.experts.append(experts.to(torch.int32).numpy())
+            order = ranking.gather(1, experts).argsort(dim=-1, descending=True)
+            self.experts.append(experts.gather(1, order).to(torch.int32).numpy())
+
+    def ranking(self, gate, logits):
+        """What decides: logits, or where the gate is float32, scores; -1e30 outside the best groups."""
+        if not self.wide:
+            return logits
+        biased = hasattr(gate, "e_score_correction_bias")
+        scores = logits.sigmoid() + gate.e_score_correction_bias if biased else logits.softmax(-1)
+        if (gate.num_group or 1) == 1 or getattr(gate, "topk_method", "") == "greedy":
+            return scores
+        groups = scores.view(len(scores), gate.num_group, -1)
+        worth = groups.topk(2, dim=-1).values.sum(-1) if biased else groups.amax(-1)
+        best = worth.topk(gate.topk_group + 1, dim=-1)
+        self.min_gap = min(self.min_gap, float((best.values[:, -2] - best.values[:, -1]).min()))
+        kept = torch.zeros_like(worth, dtype=torch.bool).scatter(1, best.indices[:, :-1], True)
+        return groups.masked_fill(~kept[..., None], -1e30).flatten(1)
 
 
 def run_cached(model, prompt, forced=None):
@@ -169,19 +239,23 @@ def golden_prompt(models, routers, prompt):
     whole32 = model32(torch.tensor([prompt + tokens])).logits[0]
     torch.testing.assert_close(logits32, whole32, rtol=1e-4, atol=1e-4)
     whole16 = model16(torch.tensor([prompt + tokens])).logits[0]
-    if router16.min_gap <= BF16_STEP:
+    step = FP32_GATE_STEP if router16.wide else BF16_STEP
+    if router16.min_gap <= step:
         return None
     logits16, _ = run_cached(model16, prompt, tokens)
-    if router16.min_gap <= BF16_STEP:
+    if router16.min_gap <= step:
         return None
     arrays = {"logits32": logits32.numpy(), "tokens": np.array(tokens, np.int32),
               "logits16": bits(logits16), "whole16": bits(whole16)}
     return arrays, experts
 
 
-def make_golden(folder, generator):
-    """Write golden.npz next to the checkpoint; a prompt with a near tie is drawn again."""
-    models = load(folder, torch.float32), load(folder, torch.bfloat16)
+def make_golden(folder, generator, weights=None):
+    """Write golden.npz next to the checkpoint; a prompt with a near tie is drawn again.
+
+    `weights` is the folder with the weights to run, where they are not those next to it.
+    """
+    models = load(weights or folder, torch.float32), load(weights or folder, torch.bfloat16)
     routers = [Routers(model) for model in models]
     golden, prompts = {}, []
     for index, length in enumerate(LENGTHS):
@@ -215,12 +289,25 @@ def make_family(name, seed, config):
     model = AutoModelForCausalLM.from_config(config)
     fill(model, generator, zero_shared=name == "seedlike")
     model.to(torch.bfloat16)
+    fill_choice(model, generator)
     save(model, HERE / name)
+    if name in QUANTISED:
+        with tempfile.TemporaryDirectory() as plain:
+            QUANTISED[name](HERE / name, Path(plain), generator)
+            make_golden(HERE / name, generator, Path(plain))
+        return
     make_golden(HERE / name, generator)
+    if name == "deepseek_v3":
+        hub_with_layer_ahead(HERE / name, HERE / "deepseek_v3_hub", generator)
+    if name in ("deepseek_v3", "glm4_moe"):
+        save(model, HERE / f"{name}_fused", save_original_format=False)
     if name == "mixtral":
         save(model, HERE / "mixtral_sharded", max_shard_size="170KB")
         use_hub_keys(HERE / "mixtral_sharded")
         save(model, HERE / "mixtral_fused", save_original_format=False)
+
+
+QUANTISED = {"deepseek_v3_fp8": fp8, "gpt_oss_mxfp4": mxfp4}
 
 
 def main():

@@ -9,6 +9,7 @@ from hpcmoe import reference
 from hpcmoe.array import narrow, widen
 from hpcmoe.convert.huggingface import HuggingFaceCheckpoint
 from hpcmoe.files.drawn import Drawn
+from hpcmoe.kernels.attention import SHORT
 
 pytestmark = pytest.mark.mpi
 CLOSE = 5e-5
@@ -61,7 +62,9 @@ def through_cache(rig: Rig, comm, prompts, following) -> dict[int, np.ndarray]:
     return {i: np.concatenate(rows[i]) for i in mine}
 
 
-FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike"]
+LATENT = ("deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_fp8")
+FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike", *LATENT, "glm4_moe",
+            "glm4_moe_plain", "gpt_oss", "gpt_oss_mxfp4"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,25 +83,39 @@ def test_float32_logits_equal_those_of_transformers(comm, everywhere, family):
     everywhere(problems)
 
 
+def off(logits: np.ndarray, found, i: int) -> float:
+    """The mean distance from float32 in prompt i."""
+    return float(np.abs(logits - found[f"logits32_{i}"]).mean())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_logits_equal_those_of_transformers(comm, everywhere, family):
-    """Bit for bit: at least 99.9 % in most prompts, and nowhere far off.
+    """Bit for bit: at least 99.9 % of the logits behind most tokens, and nowhere far off (in standard deviations).
 
-    Not in all prompts: where a float32 sum ends next to the middle between two bfloat16 values, the order of its
+    Not behind all tokens: where a float32 sum ends next to the middle between two bfloat16 values, the order of its
     terms (which BLAS chooses) decides, and the tokens behind it differ in their last bits. Of 135,000
     roundings of the longest prompt about one falls so.
+
+    Of families with a latent only prompts count whose tokens are computed in the plain form, as transformers computes
+    all: the absorbed form rounds elsewhere. All of them are as near to float32 as transformers' own bfloat16 is, give
+    or take a quarter: where a rounding changes a token's experts, it is far off in both. DeepSeek-V2 is not compared
+    bit for bit: transformers turns its queries and keys in float32, and those of V3 in bfloat16, as we do both.
     """
     found, prompts = golden(family)
     tokens = [found[f"tokens_{i}"] for i in range(len(prompts))]
     with Rig(comm, HuggingFaceCheckpoint(GOLDENS / family), "bfloat16") as rig:
         got = through_cache(rig, comm, prompts, tokens)
-    same = {i: (narrow(logits) == found[f"logits16_{i}"]).mean() for i, logits in got.items()}
+    same = {i: (narrow(logits) == found[f"logits16_{i}"]).mean(axis=1) for i, logits in got.items()}
     far = {i: np.abs(logits - widen(found[f"logits16_{i}"])).max() / logits.std() for i, logits in got.items()}
+    if family in LATENT:
+        same = {i: rows[:len(prompts[i])] for i, rows in same.items() if len(prompts[i]) > SHORT}
+        far = {i: off(logits, found, i) - 1.25 * off(widen(found[f"logits16_{i}"]), found, i)
+               for i, logits in got.items()}
     same, far = ({i: v for part in comm.allgather(values) for i, v in part.items()} for values in (same, far))
-    print(family, {i: f"{same[i]:.4f}" for i in sorted(same)})
+    print(family, {i: f"{same[i].mean():.4f}" for i in sorted(same)})
     problems = []
-    if np.median(list(same.values())) < 0.999:
+    if not family.startswith("deepseek_v2") and np.median(np.concatenate(list(same.values()))) < 0.999:
         problems.append(f"identical: {same}")
-    if max(far.values()) > 0.1:
-        problems.append(f"largest difference, in standard deviations: {far}")
+    if np.mean(list(far.values())) > 0 if family in LATENT else max(far.values()) > 0.1:
+        problems.append(f"too far off: {far}")
     everywhere(problems)
