@@ -19,6 +19,12 @@ MEMORY = ("host", "device", "pinned")
 """Where arrays lie; pinned memory is the host's, and a GPU reaches it, too."""
 
 
+def answers(dtype: np.dtype, shards: int) -> np.dtype:
+    """The dtype of rows on their way home, where experts of so many shards compute in `dtype`: parts of a sum are not
+    rounded yet."""
+    return dtype if shards == 1 else FLOAT32
+
+
 def empty(shape: tuple[int, ...], memory: str) -> Any:
     """uint16 in host memory (NumPy's), or on the current GPU (CuPy's)."""
     if memory == "host":

@@ -50,6 +50,8 @@ class Exchange:
 class Parallel:
     plan: str = key("", help="who holds what, as hpcmoe plan decided it for as many ranks; without a plan experts "
                              "lie in order over the ranks")
+    expert_tensor: int = key(1, help="shards of an expert: its width is cut over so many neighbouring ranks, which are "
+                                     "one group in a plan; last bits differ from those of whole experts", least=1)
     ranks_per_node: int = key(0, help="so many neighbouring ranks are one node; 0 = those that share memory", least=0)
 
 
@@ -114,8 +116,10 @@ class Job:
     def identity(self) -> str:
         """What an answer depends on beside the model and the prompts themselves, as TOML text."""
         balance = Balance("bias", rate=self.balance.rate) if self.balance.mode == "bias" else Balance()
+        cut = self.parallel.expert_tensor if self.compute.reproducible else 1
         same = replace(self, model="", prompts="", output="", probe="", shard="",
-                       exchange=Exchange(presum=self.exchange.presum), parallel=Parallel(), balance=balance,
+                       exchange=Exchange(presum=self.exchange.presum), balance=balance,
+                       parallel=Parallel(expert_tensor=cut),
                        schedule=Schedule(), checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
         return same.toml()
 
@@ -165,6 +169,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
     if job.balance.mode == "bias" and job.balance.replan_every:
         raise JobError(f"{path}: balance.mode = bias evens the load itself: leave out balance.replan_every, or "
                        "the bias")
+    if (shards := job.parallel.expert_tensor) > 1 and job.exchange.presum:
+        raise JobError(f"{path}: parallel.expert_tensor = {shards}: parts of an answer are summed where it is wanted: "
+                       "leave out exchange.presum")
+    if shards > 1 and job.checkpoint.on_failure == "shrink":
+        raise JobError(f"{path}: parallel.expert_tensor = {shards}: a lost rank breaks the group that shares its "
+                       "experts: set checkpoint.on_failure = requeue")
     return job
 
 

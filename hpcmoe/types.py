@@ -184,7 +184,7 @@ class SendPlan:
     counts: np.ndarray
     """`[R]` int64: rows that leave for each rank"""
     home: np.ndarray
-    """`[T, K]` int32: the row that answers (token, k), among those that come home"""
+    """`[T, K]` int32: the row that answers (token, k), among those that come home; of t shards `[T, K * t]`"""
     home_counts: np.ndarray
     """`[R]` int64: rows that come home from each rank"""
     behind: tuple[np.ndarray, np.ndarray] | None = None

@@ -20,7 +20,7 @@ from hpcmoe.exchange.presum import Presum
 from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
-from hpcmoe.slots import Placement, Placements, held_by
+from hpcmoe.slots import Placement, Placements, held_by, shard_of
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import MODES, TRANSPORTS, Batch, Outcome, Speeds
 
@@ -49,9 +49,11 @@ HOLDERS = ("in order", "shuffled", "replicated", "replicated exactly")
 """Who holds which expert; with replicas that get equal parts of each rank's rows, or exactly equal ones of all rows."""
 
 
-def hold(how: str, model: ModelSpec, ranks: int, seed: int = 0) -> Placements:
-    """One of `HOLDERS`: experts in order over the ranks, shuffled anew in each layer, or some of them with
-    replicas."""
+def hold(how: str, model: ModelSpec, ranks: int, seed: int = 0, shards: int = 1) -> Placements:
+    """One of `HOLDERS`: experts in order over the ranks, or groups of so many, shuffled anew in each layer, or some of
+    them with replicas."""
+    if shards > 1:
+        return [placement.cut(shards) for placement in hold(how, model, ranks // shards, seed)]
     if how == "in order":
         return place(model, ranks)
     rng = np.random.default_rng([seed, ranks])
@@ -72,19 +74,19 @@ class Rig:
     def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64,
                  course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None,
                  device: bool = False, holders: str = HOLDERS[0], seed: int = 0,
-                 top_k: int = 0, presum: bool = False) -> None:
+                 top_k: int = 0, presum: bool = False, shards: int = 1) -> None:
         """`device`: on a GPU, in bfloat16; holders and seed as in `hold`; `top_k`, where it is not the model's;
-        `presum` as in the job."""
+        `presum` as in the job; experts are cut into so many shards."""
         kind = array.DTYPES["bfloat16" if device else dtype]
-        placements = hold(holders, source.spec, comm.size, seed)
+        placements = hold(holders, source.spec, comm.size, seed, shards)
         self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
         way = replace(course.way, memory="device" if device else "host", exact=holders == "replicated exactly")
         nodes = tuple(rank * 2 // comm.size for rank in range(comm.size)) if course.hops else ()
         if course.hops:
             moe = source.spec.moe
             sums = Presum(kind, moe.round_weights) if presum else None
-            way = replace(way, by=Relayed(grid(nodes), top_k or moe.top_k, sums))
-        held = engine.load(source, held_by(placements, comm.rank), kind, way.memory)
+            way = replace(way, by=Relayed(grid(nodes), (top_k or moe.top_k) * shards, sums))
+        held = engine.load(source, held_by(placements, comm.rank), kind, way.memory, shard_of(placements, comm.rank))
         self.segments = engine.open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placements,
                                              Sizes(slots, slots * length, length), Generate(), kind, way,
                                              micro_batches, overlapped=course.schedule == "overlapped",

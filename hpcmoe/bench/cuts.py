@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from hpcmoe import array
-from hpcmoe.config import Generate, Job
+from hpcmoe.config import Balance, Generate, Job, Parallel
 from hpcmoe.engine import device, layer, schedule
 from hpcmoe.engine.batch import split
 from hpcmoe.engine.memory import Sizes
@@ -16,7 +16,7 @@ from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.launch import World
-from hpcmoe.slots import held_by
+from hpcmoe.slots import held_by, shard_of
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Cuts, Span
 
@@ -31,8 +31,10 @@ def measure_cuts(world: World, model: ModelSpec, job: Job, way: Way, most: int) 
     """Steps of 1, 4, 16, … tokens on each rank, `most` at most, through a few of the model's layers. Collective."""
     first = min(model.moe_layers, default=0)
     shallow = replace(model, layers=min(model.layers, first + LAYERS))
-    dtype, placements = array.DTYPES[job.compute.dtype], place(shallow, world.size)
-    held = device.load(Drawn(shallow, 0), held_by(placements, world.rank), dtype, way.memory)
+    in_order = replace(job, parallel=Parallel(expert_tensor=job.parallel.expert_tensor), balance=Balance())
+    dtype, placements = array.DTYPES[job.compute.dtype], place(shallow, world.size, in_order)
+    held = device.load(Drawn(shallow, 0), held_by(placements, world.rank), dtype, way.memory,
+                       shard_of(placements, world.rank))
     rows = [4 ** power for power in range(most.bit_length()) if 4 ** power <= most]
     open_both = {}
     for parts in (1, 2):

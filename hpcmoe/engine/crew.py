@@ -37,7 +37,7 @@ from hpcmoe.launch import World, on_root, shrink, together
 from hpcmoe.model.weights import Swiglu, changed
 from hpcmoe.notice import DEATH, Notice
 from hpcmoe.placement.plan import inherit
-from hpcmoe.slots import Placement, held_by, most
+from hpcmoe.slots import Placement, held_by, most, shard_of
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class Crew:
         self.held = plan.held
         self._model, spec, self._dtype = plan.inputs.model, plan.inputs.model.spec, array.DTYPES[job.compute.dtype]
         load = planned(memory)(device.load)  # all ranks come to its end, so what is wrong is told once
+        self._shard = shard_of(plan.placements, world.rank)
         self._held = together(world, lambda: load(self._model, held_by(plan.placements, world.rank),
-                                                  self._dtype, world.memory))
+                                                  self._dtype, world.memory, self._shard))
         compute_alone(job.compute.reproducible)
         self._way = choose_way(world, job, spec, plan.placements, plan.probe)
         self._turns = choose_turns(job, plan.probe)
@@ -110,7 +111,8 @@ class Crew:
             return Bias(loads, shape, given.rate, self._segments.steer)
         mine, read = gpu.number() if world.memory == "device" else 0, planned(self._memory)(device.experts)
         return Replans(loads, given.replan_every, self._placements, world.rank, shape, self._change,
-                       lambda layer, experts: read(self._model, layer, experts, self._dtype, world.memory, mine))
+                       lambda layer, experts: read(self._model, layer, experts, self._dtype, world.memory, mine,
+                                                    self._shard))
 
     def _change(self, layer: int, placement: Placement, slots: Mapping[int, Swiglu]) -> dict[int, Swiglu]:
         """A `replan.Change`."""

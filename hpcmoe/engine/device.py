@@ -16,8 +16,8 @@ from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
-from hpcmoe.model.weights import Held, Swiglu, Weights
-from hpcmoe.slots import Placement, Placements
+from hpcmoe.model.weights import WHOLE, Held, Swiglu, Weights
+from hpcmoe.slots import Placement, Placements, Shard
 from hpcmoe.spec import ModelSpec
 
 
@@ -44,10 +44,10 @@ class RankSegments(Segments, Protocol):
         """Collective."""
 
 
-def load(source: Source, held: Held, dtype: np.dtype, memory: str) -> Weights:
-    """What this rank holds, in `memory` (one of `array.MEMORY`). Local. Raises `InputError`."""
+def load(source: Source, held: Held, dtype: np.dtype, memory: str, shard: Shard = WHOLE) -> Weights:
+    """What this rank holds, in `memory` (one of `array.MEMORY`); of experts its `shard`. Local. Raises `InputError`."""
     with _into(memory, source) as ways:
-        return weights.load(source, held, dtype, *ways)
+        return weights.load(source, held, dtype, *ways, shard=shard)
 
 
 def take_over(held: Weights, source: Source, more: Held, dtype: np.dtype, memory: str) -> Weights:
@@ -57,13 +57,13 @@ def take_over(held: Weights, source: Source, more: Held, dtype: np.dtype, memory
 
 
 def experts(source: Source, layer: int, wanted: Sequence[int], dtype: np.dtype, memory: str,
-            gpu: int) -> tuple[Swiglu, ...]:
+            gpu: int, shard: Shard = WHOLE) -> tuple[Swiglu, ...]:
     """Some experts of a layer, on any thread; `gpu` is the number of the rank's own. As `load`."""
     if memory == "device":
         from cupy.cuda import runtime
         runtime.setDevice(gpu)  # each thread has one
     with _into(memory, source) as ways:
-        return weights.experts(source, layer, wanted, dtype, *ways)
+        return weights.experts(source, layer, wanted, dtype, *ways, shard=shard)
 
 
 @contextmanager

@@ -66,6 +66,9 @@ def advice(memory: Memory, limit: float, most: int, slots: int) -> str:
                 "a step (schedule.max_tokens) need less")
     if slots > 1 and weights - experts + experts / slots <= limit:
         return f"the weights are {size(weights)}, and more ranks hold fewer experts each"
+    if slots == 1 and weights - experts / 2 <= limit:
+        return (f"the weights are {size(weights)}, {size(experts)} of them of experts: parallel.expert_tensor cuts "
+                "each over more ranks")
     part = max(memory.weights, key=lambda name: memory.weights[name])
     return (f"the weights alone are {size(weights)}, and more ranks do not help: each holds all of the {part}, "
             f"{size(memory.weights[part])}")

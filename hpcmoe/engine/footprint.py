@@ -38,8 +38,14 @@ class Step:
         return self.placements[0].ranks
 
     @property
+    def shards(self) -> int:
+        """t, of an expert"""
+        return self.placements[0].shards
+
+    @property
     def computed(self) -> int:
-        """N under balanced routing: the answers of all ranks' tokens, by the slots of the fullest rank."""
+        """N under balanced routing: the answers of all ranks' tokens, by the slots of the fullest rank; each shard has
+        a part of as many."""
         moe = self.model.moe
         if not moe:
             return 0
@@ -68,14 +74,14 @@ def kv_cache(model: ModelSpec, sequences: int, length: int) -> int:
 def exchange(step: Step) -> int:
     """Bytes of a lane's four buffers under balanced routing: rows out and in, with trailers; answers out and in.
 
-    A token goes to a rank once, and its K answers come home one by one.
+    A token goes to a rank once, and its K answers come home one by one, those of shards in float32.
     """
     moe, T, H = step.model.moe, step.tokens, step.model.hidden
     if not moe:
         return 0
-    ranks = step.ranks
-    rows = T * min(moe.top_k, ranks) + min(step.computed, ranks * T)
-    return GROWTH * 2 * (rows * (H + step.trailer) + (step.computed + T * moe.top_k) * H)
+    ranks, answers, wide = step.ranks, moe.top_k * step.shards, 1 if step.shards == 1 else 2
+    rows = T * min(answers, ranks) + min(step.computed, ranks * T)
+    return GROWTH * 2 * (rows * (H + step.trailer) + (step.computed + T * answers) * H * wide)
 
 
 def workspace(step: Step, micro_batches: int) -> int:
@@ -93,7 +99,7 @@ def _kept(step: Step) -> int:
     K, ranks = moe.top_k if moe else 1, step.ranks
     streams = 2 * T * model.hidden * (3 if moe and moe.shared_hidden else 2)  # x, normed, the shared expert's answer
     tiles = max(1, -(-T // TILE))
-    route = 4 * 5 * T * K + 4 * 2 * tiles * ranks  # five [T, K]; rows and answers of each tile
+    route = 4 * (2 + 3 * step.shards) * T * K + 4 * 2 * tiles * ranks  # [T, K], [T, K t]; of tiles
     if moe and any(placement.replicated for placement in step.placements):
         route += 4 * 5 * T * K + 4 * 2 * tiles * moe.experts
     load = 8 * model.layers * max(model.experts, 1)
@@ -118,7 +124,8 @@ def _feed_forward(step: Step) -> int:
     values = T * (3 * model.dense.hidden + H) if model.dense else 0
     if model.moe:
         values += T * (3 * model.moe.shared_hidden + 1) if model.moe.shared_hidden else 0
-        values += N * (3 * model.moe.hidden + 2 * H + step.trailer)
+        width, wide = -(-model.moe.hidden // step.shards), 1 if step.shards == 1 else 2
+        values += N * (3 * width + (1 + wide) * H + step.trailer)
     return 2 * values
 
 

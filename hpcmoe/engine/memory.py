@@ -13,7 +13,7 @@ from hpcmoe.exchange.interface import MOST, PIECE
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
 from hpcmoe.placement.plan import with_spare
-from hpcmoe.slots import Placements, fullest, held_by, most
+from hpcmoe.slots import Placements, fullest, held_by, most, piece, shard_of
 from hpcmoe.spec import ModelSpec, Moe, Tensor
 
 CPU_WEIGHT = 4
@@ -73,16 +73,19 @@ def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> S
 
 def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, memory: str) -> Memory:
     """What the fullest rank needs where it computes in `memory`, one of `array.MEMORY`."""
-    held = held_by(placements, fullest(placements))
+    full = fullest(placements)
+    held, shard = held_by(placements, full), shard_of(placements, full)
     if memory == "device":
-        taken = weights.size(model, held, footprint.tensor) | _coming(model, job, placements, footprint.tensor)
+        taken = weights.size(model, held, footprint.tensor, shard) | _coming(model, job, placements, footprint.tensor)
         return _on_device(model, job, placements, sizes, taken)
-    taken = weights.size(model, held, _on_host) | _coming(model, job, placements, _on_host)
-    value = array.DTYPES[job.compute.dtype].itemsize
+    taken = weights.size(model, held, _on_host, shard) | _coming(model, job, placements, _on_host)
+    dtype = array.DTYPES[job.compute.dtype]
+    value = dtype.itemsize
     exchange = requests = 0
     if model.moe:
-        exchange = exchanges(job) * 4 * sizes.tokens * model.moe.top_k * model.hidden * value
-        rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, value)
+        both = value + array.answers(dtype, shard.of).itemsize  # there and back
+        exchange = exchanges(job) * 2 * sizes.tokens * model.moe.top_k * shard.of * model.hidden * both
+        rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, dtype)
         requests = pieces if _may_stage(job) else rungs
     return Memory(taken, cache.size(model, sizes.sequences, sizes.length, value), exchange, requests)
 
@@ -95,7 +98,8 @@ def _coming(model: ModelSpec, job: Job, placements: Placements, taken: Callable[
     """Bytes of experts that are read while those whose slots they get are still at work: those of one layer."""
     if not model.moe or not job.balance.replan_every:
         return {}
-    one = sum(taken(t) for t in spec.layer_tensors(model, min(model.moe_layers)) if t.expert == 0)
+    one = sum(taken(kept) for t in spec.layer_tensors(model, min(model.moe_layers))
+              if t.expert == 0 and (kept := piece(t, shard_of(placements, 0))))
     return {"experts to come": one * most(placements)}
 
 
@@ -105,7 +109,7 @@ def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes,
     step = footprint.Step(model, placements, sizes.tokens, wanted)
     rungs = pieces = 0
     if model.moe:
-        rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, 2)
+        rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, array.BFLOAT16)
     buffers = exchanges(job) * parts * footprint.exchange(step)
     return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), buffers,
                   0 if job.exchange.transport == "staged" else rungs, footprint.workspace(step, parts),
@@ -127,7 +131,7 @@ def _may_stage(job: Job) -> bool:
 
 
 def _requests(model: ModelSpec, moe: Moe, job: Job, placements: Placements, tokens: int,
-              value_size: int) -> tuple[int, int]:
+              dtype: np.dtype) -> tuple[int, int]:
     """Bytes of all that a job may make beside the buffers of exact counts: of rungs, or of staged pieces.
 
     A ladder of rungs for 1, 2, 4, … rows a peer, with a buffer for each way, is less than four times its largest
@@ -137,8 +141,10 @@ def _requests(model: ModelSpec, moe: Moe, job: Job, placements: Placements, toke
     mode, ranks, answers = job.exchange.mode, placements[0].ranks, min(moe.top_k, most(placements))
     ladder = 4 if mode == "persistent" or (mode == "auto" and ranks > 1) else 0
     rungs = pieces = 0
-    for rows, trailer in (tokens, trailer_width(most(placements), moe.top_k)), (tokens * answers, 0):
-        row = model.hidden * value_size + 2 * trailer
+    home = array.answers(dtype, placements[0].shards)
+    for rows, trailer, kind in ((tokens, trailer_width(most(placements), moe.top_k), dtype),
+                                (tokens * answers, 0, home)):
+        row = model.hidden * kind.itemsize + 2 * trailer
         largest = ranks * row << max(rows - 1, 0).bit_length()
         rungs += ladder * min(largest, MOST)
         pieces += 2 * (2 + ladder) * min(largest, max(2 * PIECE, ranks * row))

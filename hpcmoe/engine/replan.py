@@ -45,10 +45,11 @@ Change = Callable[[int, Placement, dict[int, Swiglu]], dict[int, Swiglu]]
 def plan(placements: Placements, rows: np.ndarray) -> list[Move]:
     """The layers that are worth a change; rows `[L, E]`. All ranks come to one answer."""
     found = []
-    for layer, before in enumerate(placements):
-        if rows[layer].any() and (after := adapted(before, rows[layer])) is not before:
-            found.append(Move(layer, before, after, tuple(  # type: ignore[arg-type]
-                uneven(loads(placement, rows[layer])) for placement in (before, after))))
+    for layer, whole in enumerate(placement.grouped for placement in placements):
+        if rows[layer].any() and (after := adapted(whole, rows[layer])) is not whole:
+            before = placements[layer]
+            found.append(Move(layer, before, after.cut(before.shards), tuple(  # type: ignore[arg-type]
+                uneven(loads(placement, rows[layer])) for placement in (whole, after))))
     return found
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hpcmoe.config import Job
-from hpcmoe.errors import InputError
+from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import plan
 from hpcmoe.placement.plan import linear, repeated
 from hpcmoe.slots import Placements
@@ -11,16 +11,35 @@ from hpcmoe.spec import ModelSpec
 
 
 def place(model: ModelSpec, ranks: int, job: Job | None = None) -> Placements:
-    """Which rank holds which expert, in every layer. Raises `InputError` where the job's plan is not for it."""
+    """Which rank holds which expert, in every layer, or which group of ranks, where experts are cut.
+
+    Raises `InputError` where the job's plan is not for it, `JobError` where experts cannot be cut so.
+    """
+    shards = job.parallel.expert_tensor if job else 1
+    if shards == 1 or not model.moe:
+        return _whole(model, ranks, job, "ranks")
+    if ranks % shards:
+        raise JobError(f"parallel.expert_tensor = {shards}: {ranks} ranks are no groups of {shards}: start a multiple "
+                       f"of {shards}, or set parallel.expert_tensor = 1")
+    if model.moe.hidden < shards:
+        raise JobError(f"parallel.expert_tensor = {shards}: experts of {model.name} are {model.moe.hidden} wide, and "
+                       f"cannot be cut into more parts: set parallel.expert_tensor = {model.moe.hidden} or less")
+    whole = _whole(model, ranks // shards, job, f"groups of {shards} ranks")
+    cut = {id(placement): placement.cut(shards) for placement in whole}
+    return [cut[id(placement)] for placement in whole]
+
+
+def _whole(model: ModelSpec, ranks: int, job: Job | None, what: str) -> Placements:
+    """As `place`, of whole experts; `what` the ranks are."""
     if job and job.parallel.plan and model.moe:
-        return _planned(model, ranks, Path(job.parallel.plan))
+        return _planned(model, ranks, Path(job.parallel.plan), what)
     spare = job and job.balance.mode == "replicas" and ranks > model.experts > 0
     return [(repeated if spare else linear)(model.experts, ranks)] * model.layers
 
 
-def _planned(model: ModelSpec, ranks: int, path: Path) -> Placements:
+def _planned(model: ModelSpec, ranks: int, path: Path, what: str) -> Placements:
     found = plan.read(path)
-    pairs = {"ranks": (len(found.node), ranks), "layers": (len(found.placements), model.layers),
+    pairs = {what: (len(found.node), ranks), "layers": (len(found.placements), model.layers),
              "experts": (found.experts, model.experts), "model": (found.model, model.name)}
     differ = [f"{what}: {there} there, {here} here" for what, (there, here) in pairs.items() if there != here]
     if differ:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
+from hpcmoe import array
 from hpcmoe.config import Generate
 from hpcmoe.engine.choose import Choose, chooser
 from hpcmoe.engine.clock import Clock
@@ -59,7 +60,8 @@ class CpuSegments:
         self._nodes, self.exact = nodes, lanes.tallied(placements)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = model.moe_layers
-        self._units = model.hidden * dtype.itemsize // 2
+        self._answers = array.answers(dtype, placements[0].shards)
+        self._units, self._units_home = (model.hidden * kind.itemsize // 2 for kind in (dtype, self._answers))
         self._limit = model.moe.limit if model.moe else 0.0
         self._bias: np.ndarray | None = None
 
@@ -234,20 +236,20 @@ class CpuSegments:
             receive = plan_receive(landing.counts, trailer, len(slots))
             work.computed[work.layer] = len(receive.row)
             rows = pack.unpack(message, self.model.hidden, self.dtype)
-            answers, layout = work.lane.home.room(receive.home_counts, self._units)
-            work.leaving, work.sent = layout.rows, self._bytes(receive.home_counts, self._units)
+            answers, layout = work.lane.home.room(receive.home_counts, self._units_home)
+            work.leaving, work.sent = layout.rows, self._bytes(receive.home_counts, self._units_home)
         with self._stage("expert", work, layout.rows):
-            experts(slots, rows, receive, answers.view(self.dtype), layout.place, self._limit)
+            experts(slots, rows, receive, answers.view(self._answers), layout.place, self._limit)
 
     def _leave_enter(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         assert self.model.moe is not None
         with self._stage("combine", work, work.batch.rows):
-            answers = pack.unpack(arrived, self.model.hidden, self.dtype)
+            answers = pack.unpack(arrived, self.model.hidden, self._answers)
             home, by = landing.at(work.send.home), work.lane.by
             if by and by.presum:  # by weight already
                 y = combine.combine(answers, home, np.ones(home.shape, np.float32))
             else:
-                y = combine.combine(answers, home, work.route.weight, self.model.moe.round_weights)
+                y = combine.combine(answers, home, work.route.weight, self.model.moe.round_weights, self.dtype)
             work.x = work.x + (y if work.shared is None else y + work.shared)
             work.shared = None
         work.layer += 1

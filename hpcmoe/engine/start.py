@@ -13,6 +13,7 @@ from hpcmoe.engine.output import Left
 from hpcmoe.engine.seats import place
 from hpcmoe.engine.versions import compare
 from hpcmoe.engine.ways import read_probe
+from hpcmoe.errors import JobError
 from hpcmoe.files import lock, vet
 from hpcmoe.files.lock import Held
 from hpcmoe.files.probe import Probe
@@ -39,6 +40,9 @@ def plan(world: World, job: Job, overwrite: bool, traced: bool, locked: ExitStac
     """
     if job.checkpoint.on_failure == "shrink":
         ulfm.check(world.library, world.memory, job.exchange.transport)
+    if job.parallel.expert_tensor > 1 and world.memory == "device":
+        raise JobError(f"parallel.expert_tensor = {job.parallel.expert_tensor}: on GPUs experts are not cut yet: set 1, or "
+                       "compute.device = cpu")
     found = inputs.read(job)
     placements = place(found.model.spec, world.size, job)
     held = locked.enter_context(lock.taken(output.check_place(job)))

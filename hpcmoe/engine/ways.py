@@ -80,16 +80,17 @@ def measure_hops(world: World, job: Job, model: ModelSpec, placements: Placement
                  known: Hops | None = None) -> Way:
     """`way` with two hops where they may pay, and a table by which to take them, which is measured where it is not
     `known`. Collective."""
-    if not model.moe or model.moe.top_k == 1 or not 1 < len(set(world.nodes)) < world.size:
+    if not model.moe or model.moe.top_k * placements[0].shards == 1 or not 1 < len(set(world.nodes)) < world.size:
         return way
     by, layer = _relayed(world, job, model.moe), min(model.moe_layers)
+    home = model.hidden * array.answers(array.DTYPES[job.compute.dtype], placements[layer].shards).itemsize // 2
     return replace(way, by=by, hops=known or tune_hops.measure(world.comm, world.idle, units(model, job), way, by,
-                                                               placements[layer], MOST_TOKENS))
+                                                               placements[layer], MOST_TOKENS, home=home))
 
 
 def _relayed(world: World, job: Job, moe: Moe) -> Relayed:
     presum = Presum(array.DTYPES[job.compute.dtype], moe.round_weights) if job.exchange.presum else None
-    return Relayed(grid(world.nodes), moe.top_k, presum)
+    return Relayed(grid(world.nodes), moe.top_k * job.parallel.expert_tensor, presum)
 
 
 def among(way: Way, nodes: Sequence[int]) -> Way:

@@ -13,6 +13,7 @@ class Relayed:
 
     grid: Grid
     top_k: int
+    """answers of a token; where experts are cut into t shards, K * t"""
     presum: Presum | None = None
     """how relays sum answers, where they do"""
 

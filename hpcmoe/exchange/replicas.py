@@ -22,12 +22,12 @@ class Near:
 
 
 def near(placement: Placement, nodes: Sequence[int], me: int) -> Near:
-    """What rank `me` has itself, then its node, then others; `nodes` `[R]` as in `launch.World`.
+    """What rank `me` or its group has itself, then its node, then others; `nodes` `[R]` as in `launch.World`.
 
     Among equals each rank begins with another one, so that the odd rows of many ranks do not meet.
     """
     slots, node, C = placement.slots, np.asarray(nodes), placement.slots.shape[1]
-    rank = placement.rank[slots]
+    rank, me = placement.rank[slots], me - me % placement.shards
     turn = (np.arange(C) - me) % placement.copies[:, None].clip(1)
     far = np.where(slots < 0, 3, np.where(rank == me, 0, np.where(node[rank] == node[me], 1, 2)))
     order = np.argsort(far * C + turn, axis=1, kind="stable")
@@ -57,7 +57,7 @@ def even(counts: np.ndarray, placement: Placement) -> np.ndarray:
 
 def exact(counts: np.ndarray, placement: Placement, nodes: Sequence[int], me: int, to: Near) -> np.ndarray:
     """Shares of rank `me` where no replica gets more than ceil(n_e / c_e) rows of all ranks, and as many as can be stay
-    on their rank, then on their node.
+    on their rank, in its group, then on their node.
 
     counts `[R, E]` int64: rows of each rank for each expert. All ranks come to one answer. No other one keeps more rows
     near: what can stay on a node depends on its rows and its replicas alone, whichever stay on their ranks.
@@ -71,6 +71,9 @@ def exact(counts: np.ndarray, placement: Placement, nodes: Sequence[int], me: in
     np.subtract.at(waiting, (expert[there], rank[there]), stay[there])
     room = room - stay
     mine = np.where(rank == me, stay, 0)
+    for head in range(0, placement.ranks, placement.shards) if placement.shards > 1 else ():
+        group = np.arange(placement.ranks) // placement.shards == head // placement.shards
+        mine += _fill(waiting, room, group, there & (rank == head), me)
     for group in range(int(node.max()) + 1):
         mine += _fill(waiting, room, node == group, there & (node[rank] == group), me)
     mine += _fill(waiting, room, node >= 0, there, me)

@@ -1,4 +1,9 @@
-"""From the slots of each token to rows in the order of their destinations, and back."""
+"""From the slots of each token to rows in the order of their destinations, and back.
+
+Where experts are cut into t shards, a token goes to the t ranks of a slot's group, and t partial rows of float32 come
+home, which are added up in the order of the shards. So where no two experts of a token share a rank, its rows take
+K * t * H * itemsize bytes there and K * t * H * 4 back, less those that stay on their rank.
+"""
 
 import numpy as np
 
@@ -18,13 +23,24 @@ def trailer_width(most: int, top_k: int) -> int:
 
 
 def plan_send(slot: np.ndarray, placement: Placement, width: int) -> SendPlan:
-    """How the rows of a micro-batch leave, one for each (token, rank), and come home, one for each (token, k).
+    """How the rows of a micro-batch leave, one for each (token, rank), and come home, one for each (token, k), or for
+    each (token, k, shard): `SendPlan.home` is then `[T, K * t]`.
 
     slot `[T, K]` int32: where each answer is to be computed; `width` is that of the trailer, 0 where no rank has more
     than one slot.
     """
-    rank = placement.rank[slot]
-    return plan_rows(None, rank, slot - placement.first[rank] if width else slot, placement.ranks, width)
+    rank, number = seats(slot, placement)
+    return plan_rows(None, rank, number, placement.ranks, width)
+
+
+def seats(slot: np.ndarray, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
+    """`[T, K * t]` each: the ranks that answer slots `[T, K]`, shard by shard, and the slots' numbers there, from 0."""
+    rank, shards = placement.rank[slot], placement.shards
+    number = slot - placement.first[rank]
+    if shards == 1:
+        return rank, number
+    number = np.repeat(number, shards, axis=1)
+    return (rank[:, :, None] + np.arange(shards, dtype=rank.dtype)).reshape(number.shape), number
 
 
 def plan_rows(token: np.ndarray | None, rank: np.ndarray, number: np.ndarray, ranks: int, width: int) -> SendPlan:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hpcmoe.errors import JobError
 from hpcmoe.exchange.grid import Grid, Seat
-from hpcmoe.exchange.route import TRAILER, plan_rows
+from hpcmoe.exchange.route import TRAILER, plan_rows, seats
 from hpcmoe.slots import Placement
 from hpcmoe.types import SendPlan
 
@@ -27,15 +27,16 @@ def plan_send_far(slot: np.ndarray, weight: np.ndarray | None, placement: Placem
     """How the rows of a micro-batch leave rank `me`, one for each (token, node), and come home.
 
     slot `[T, K]` int32: where each answer is to be computed. Without `weight` one row comes home for each (token, k),
-    ordered by (relay, token, k). With it, `[T, K]` float32, relays sum, and one comes for each (token, node): then
-    `home` is `[T, min(K, N)]`, a token's rows in the order of their nodes, -1 behind the last. Raises `JobError`.
+    ordered by (relay, token, k); where experts are cut into t shards, t rows, as if K were K * t. With it, `[T, K]`
+    float32, of whole experts only, relays sum, and one comes for each (token, node): then `home` is
+    `[T, min(K, N)]`, a token's rows in the order of their nodes, -1 behind the last. Raises `JobError`.
     """
-    K, R = slot.shape[1], placement.ranks
+    R = placement.ranks
     if placement.most > grid.room:
         raise JobError(f"exchange.mode = twohop: a rank has {placement.most} slots of a layer, and with nodes of "
                        f"{1 + grid.place.max()} ranks it can have {grid.room}; take another mode")
-    rank = placement.rank[slot]
-    number = grid.place[rank] * grid.room + slot - placement.first[rank]
+    rank, number = seats(slot, placement)
+    number, K = grid.place[rank] * grid.room + number, rank.shape[1]
     relay = grid.relay[me][grid.node[rank]]
     width = far_width(K, weight is not None)
     plan = plan_rows(None, relay, number, R, width)

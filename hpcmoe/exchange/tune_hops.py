@@ -17,17 +17,17 @@ from hpcmoe.types import Hops, SendPlan, dense
 
 
 def measure(comm, idle: Idle, units: int, way: Way, by: Relayed, placement: Placement, most: int,
-            rounds: int = tune.ROUNDS) -> Hops:
+            rounds: int = tune.ROUNDS, home: int = 0) -> Hops:
     """Counts, dispatch and return of 1, 4, 16, … tokens on each rank, `most` at most, by uniform random routing.
 
-    Rows are of `units` uint16. Collective; equal on all ranks.
+    Rows are of `units` uint16, on their way home of `home`, where those are others. Collective; equal on all ranks.
     """
     rows = [4 ** power for power in range(most.bit_length()) if 4 ** power <= most]
     flat, = open_lanes(comm, idle, way, 1)
     twohop, = open_twohop(comm, idle, way, by, 1)
     seconds = []
     for tokens in rows:
-        contest = contestants(comm, flat, twohop, units, by, placement, tokens)
+        contest = contestants(comm, flat, twohop, units, by, placement, tokens, home)
         seconds.append(tune.medians(comm, idle, contest, rounds))
     flat.free()
     twohop.free()
@@ -35,13 +35,14 @@ def measure(comm, idle: Idle, units: int, way: Way, by: Relayed, placement: Plac
 
 
 def contestants(comm, flat: Lane, twohop: Lane, units: int, by: Relayed, placement: Placement,
-                tokens: int) -> dict[str, Callable[[], None]]:
+                tokens: int, home: int = 0) -> dict[str, Callable[[], None]]:
     """Both for so many tokens on each rank, to be run again and again; they have been run already. Collective."""
-    me, K = comm.rank, by.top_k
+    me, K = comm.rank, by.top_k // placement.shards
     slot = uniform(placement, tokens, K, me)
     weight = np.full(slot.shape, 1 / K, np.float32) if by.presum else None
-    return {"flat": trip(flat, plan_send(slot, placement, trailer_width(placement.most, K)), units, placement, me),
-            "twohop": trip(twohop, plan_send_far(slot, weight, placement, by.grid, me), units, placement, me)}
+    sizes, width = (units, home or units), trailer_width(placement.most, K)
+    return {"flat": trip(flat, plan_send(slot, placement, width), sizes, placement, me),
+            "twohop": trip(twohop, plan_send_far(slot, weight, placement, by.grid, me), sizes, placement, me)}
 
 
 def uniform(placement: Placement, tokens: int, top_k: int, seed: int) -> np.ndarray:
@@ -52,8 +53,11 @@ def uniform(placement: Placement, tokens: int, top_k: int, seed: int) -> np.ndar
     return placement.slots[expert, replica]
 
 
-def trip(lane: Lane, plan: SendPlan, units: int, placement: Placement, me: int) -> Callable[[], None]:
-    """Counts, rows of zeros there, and as many answers back. The first run is for its rungs. Collective."""
+def trip(lane: Lane, plan: SendPlan, sizes: tuple[int, int], placement: Placement, me: int) -> Callable[[], None]:
+    """Counts, rows of zeros there, and as many answers back; `sizes` in uint16. The first run is for its rungs.
+    Collective."""
+    units, home = sizes
+
     def dispatch() -> None:
         lane.headers.start(plan.counts, plan.home_counts, plan.behind)
         lane.headers.wait()
@@ -79,7 +83,7 @@ def trip(lane: Lane, plan: SendPlan, units: int, placement: Placement, me: int) 
         trailer = array.host(lane.dispatch.arrived[:, units:]).view(np.int16)
         receive = plan_receive(landing.counts, trailer if landing.place is None else trailer[landing.place],
                                len(placement.held_by(me)))
-        answers, _ = lane.home.room(receive.home_counts, units)
+        answers, _ = lane.home.room(receive.home_counts, home)
         answers[...] = 0
         array.settle(answers)
         back()

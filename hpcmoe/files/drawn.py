@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from hpcmoe import tables
-from hpcmoe.files.model import rows_per_block
+from hpcmoe.files.model import row_blocks
+from hpcmoe.slots import Piece
 from hpcmoe.spec import ModelSpec, Tensor
 
 PER_COUNTER = 16
@@ -35,16 +36,15 @@ class Drawn:
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """See `Source`. Matrices have variance 1 / in, norms lie around 1."""
-        key = key_of(self.seed, tensor)
-        width = tensor.shape[1] if len(tensor.shape) > 1 else 1
+        key, shape = key_of(self.seed, tensor), tensor.whole if isinstance(tensor, Piece) else tensor.shape
+        width = shape[1] if len(shape) > 1 else 1
         mean, deviation = moments(tensor)
-        step = rows_per_block(tensor.shape)
-        for row in range(0, tensor.shape[0], step):
-            rows = min(step, tensor.shape[0] - row)
-            block = uniform(key, row * width, rows * width)
+        for some in row_blocks(tensor, shape):
+            block = uniform(key, some.start * width, (some.stop - some.start) * width)
             block *= deviation
             block += mean
-            yield block.reshape(rows, *tensor.shape[1:])
+            block = block.reshape(-1, *shape[1:])
+            yield block[tensor.within(slice(None))] if isinstance(tensor, Piece) else block
 
 
 def uniform(key: int, first: int, count: int) -> np.ndarray:
@@ -72,4 +72,5 @@ def moments(tensor: Tensor) -> tuple[np.float32, np.float32]:
         return np.float32(0), np.float32(1)
     if len(tensor.shape) == 1:  # a bias
         return np.float32(0), np.float32(0.1)
-    return np.float32(0), np.float32(tensor.shape[-1] ** -0.5)
+    shape = tensor.whole if isinstance(tensor, Piece) else tensor.shape
+    return np.float32(0), np.float32(shape[-1] ** -0.5)

@@ -18,6 +18,7 @@ import numpy as np
 from hpcmoe import array, spec, spec_table, tables
 from hpcmoe.errors import InputError
 from hpcmoe.files import h5, vet
+from hpcmoe.slots import Piece
 from hpcmoe.spec import ModelSpec, Tensor
 
 BLOCK = 1 << 22
@@ -73,12 +74,10 @@ def stored_blocks(file: h5py.File, path: Path, tensor: Tensor, empty: Empty = np
     read. Nobody has looked yet whether its values are numbers.
     """
     dataset = file[tensor.name]
-    step = rows_per_block(tensor.shape)
-    for row in range(0, tensor.shape[0], step):
-        rows = min(step, tensor.shape[0] - row)
-        block = empty((rows, *tensor.shape[1:]), dataset.dtype)
+    for some in row_blocks(tensor, tensor.shape):
+        block = empty((some.stop - some.start, *tensor.shape[1:]), dataset.dtype)
         try:
-            dataset.read_direct(block, np.s_[row:row + rows])
+            dataset.read_direct(block, tensor.within(some) if isinstance(tensor, Piece) else some)
         except OSError as error:
             raise InputError(f"{path}: {tensor.name} cannot be read ({error}): copy or make the file again") from None
         yield block
@@ -137,6 +136,15 @@ def _write_tensor(file: h5py.File, tensor: Tensor, blocks: Iterator[np.ndarray],
         dataset[row:row + len(block)] = array.narrow(block) if half else block
         row += len(block)
     assert row == tensor.shape[0], f"{tensor.name}: {row} rows of {tensor.shape}"
+
+
+def row_blocks(tensor: Tensor, shape: tuple[int, ...]) -> Iterator[slice]:
+    """The rows of a tensor, or of its whole those that a `Piece` has, in blocks of about `BLOCK` values; `shape` is
+    that of what is read."""
+    step = rows_per_block(shape)
+    for first, end in tensor.rows if isinstance(tensor, Piece) else ((0, tensor.shape[0]),):
+        for row in range(first, end, step):
+            yield slice(row, min(row + step, end))
 
 
 def rows_per_block(shape: tuple[int, ...]) -> int:

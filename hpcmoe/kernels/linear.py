@@ -14,15 +14,16 @@ PIECE = 1 << 16 if SMALL_KERNELS else 1 << 18
 """Values of a piece: little enough for those kernels, or for a core's cache while the rows take turns at it."""
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """x `[T, in]` times weight `[out, in]` float32, transposed, plus bias `[out]` -> `[T, out]` of x's dtype.
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None,
+           dtype: np.dtype | None = None) -> np.ndarray:
+    """x `[T, in]` times weight `[out, in]` float32, transposed, plus bias `[out]` -> `[T, out]` of `dtype`, or x's.
 
     Products and bias are summed in float32 and rounded once.
     """
     y = product(x, weight)
     if bias is not None:
         y += bias
-    return y.astype(x.dtype, copy=False)
+    return y.astype(dtype or x.dtype, copy=False)
 
 
 def by_head(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ from hpcmoe.model.weights import Shared, Swiglu
 from hpcmoe.types import ReceivePlan
 
 
-def feed_forward(weights: Swiglu, x: np.ndarray, limit: float = 0) -> np.ndarray:
-    """x `[T, H]` -> `[T, H]`; `limit` as in `spec.Moe`"""
+def feed_forward(weights: Swiglu, x: np.ndarray, limit: float = 0, dtype: np.dtype | None = None) -> np.ndarray:
+    """x `[T, H]` -> `[T, H]` of `dtype`, or x's; `limit` as in `spec.Moe`"""
     both = _plus(linear(x, weights.gate_up), weights.gate_up_bias)
-    return _plus(linear(activate_within(both, limit) if limit else activate(both), weights.down), weights.down_bias)
+    return _plus(linear(activate_within(both, limit) if limit else activate(both), weights.down, dtype=dtype),
+                 weights.down_bias)
 
 
 def _plus(y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -35,8 +36,9 @@ def experts(slots: Sequence[Swiglu], rows: np.ndarray, plan: ReceivePlan, out: n
             place: np.ndarray | None = None, limit: float = 0) -> None:
     """Each slot computes its rows, one slot after another; answers go to `out` in the order of return.
 
-    rows `[M, H]` as received, out `[extent, H]` of the same dtype; place `[M']` says where in it each answer of that
-    order lies, M' the sum of plan.slot_counts; where it is None they lie one after another. `limit` as in `spec.Moe`.
+    rows `[M, H]` as received, out `[extent, H]` of the same dtype, or float32 where slots hold shards; place `[M']`
+    says where in it each answer of that order lies, M' the sum of plan.slot_counts; where it is None they lie one after
+    another. `limit` as in `spec.Moe`.
     """
     to = plan.place if place is None else place[plan.place]
     first = 0
@@ -44,4 +46,4 @@ def experts(slots: Sequence[Swiglu], rows: np.ndarray, plan: ReceivePlan, out: n
         part = slice(first, first + int(count))
         first = part.stop
         if count:
-            out[to[part]] = feed_forward(weights, rows[plan.row[part]], limit)
+            out[to[part]] = feed_forward(weights, rows[plan.row[part]], limit, out.dtype)

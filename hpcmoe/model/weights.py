@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from hpcmoe import array, spec
+from hpcmoe.files import pieces
 from hpcmoe.files.model import Source
+from hpcmoe.slots import Shard, piece
 from hpcmoe.spec import ModelSpec, Tensor
 
 Held = Callable[[int], list[int]]
@@ -18,6 +20,8 @@ Keep = Callable[[Tensor, np.ndarray], Any]
 
 Found = Mapping[tuple[str, int | None], Any]
 """(kind, expert) -> a tensor of one layer"""
+WHOLE = Shard()
+"""An expert that is not cut."""
 
 Bring = Callable[[Tensor], Any]
 """A matrix -> the same that `Keep` makes of it, by a shorter way than through float32 on the host"""
@@ -116,7 +120,7 @@ class Layer:
     gate: Gate | None
     shared: Shared | None
     experts: tuple[Swiglu, ...]
-    """one for each slot of this rank"""
+    """one for each slot of this rank: the rank's shard, where experts are cut"""
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,14 @@ def as_it_is(tensor: Tensor, values: np.ndarray) -> np.ndarray:
 
 
 def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = as_it_is,
-         bring: Bring | None = None) -> Weights:
+         bring: Bring | None = None, *, shard: Shard = WHOLE) -> Weights:
     """Reads what this rank holds, block by block, rounded to `dtype`; each tensor is kept as `keep` says. Local.
 
-    Where there is `bring`, matrices come by it.
+    Where there is `bring`, matrices come by it. Of its experts the rank holds `shard`.
 
     Raises `InputError` where the source has values that are missing or not finite.
     """
-    model, fill = source.spec, _filler(source, dtype, keep, bring)
+    model, fill = source.spec, _filler(source, dtype, keep, bring, shard)
     outer = {t.name: fill(t) for t in spec.outer_tensors(model)}
     layers = tuple(_layer(model, n, held(n) if not model.is_dense(n) else [], fill) for n in range(model.layers))
     return Weights(outer["embedding"], layers, outer["norm"], outer.get("head", outer["embedding"]))
@@ -154,16 +158,16 @@ def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = as_it_is,
 def take_over(weights: Weights, source: Source, more: Held, dtype: np.dtype, keep: Keep = as_it_is,
               bring: Bring | None = None) -> Weights:
     """`weights` with the experts `more` of each layer that has some, behind those that are there. As `load`."""
-    fill = _filler(source, dtype, keep, bring)
+    fill = _filler(source, dtype, keep, bring, WHOLE)
     return replace(weights, layers=tuple(
         layer if layer.dense else replace(layer, experts=layer.experts + _experts(source.spec, n, more(n), fill))
         for n, layer in enumerate(weights.layers)))
 
 
 def experts(source: Source, layer: int, wanted: Sequence[int], dtype: np.dtype, keep: Keep = as_it_is,
-            bring: Bring | None = None) -> tuple[Swiglu, ...]:
+            bring: Bring | None = None, *, shard: Shard = WHOLE) -> tuple[Swiglu, ...]:
     """Some experts of a layer, in that order. As `load`."""
-    return _experts(source.spec, layer, wanted, _filler(source, dtype, keep, bring))
+    return _experts(source.spec, layer, wanted, _filler(source, dtype, keep, bring, shard))
 
 
 def changed(weights: Weights, layer: int, slots: Mapping[int, Swiglu]) -> Weights:
@@ -179,11 +183,13 @@ def _experts(model: ModelSpec, layer: int, wanted: Sequence[int],
     return tuple(_swiglu(found, "experts", e) for e in wanted)
 
 
-def _filler(source: Source, dtype: np.dtype, keep: Keep, bring: Bring | None) -> Callable[[Tensor], np.ndarray]:
-    def fill(tensor: Tensor) -> np.ndarray:
-        if bring and len(tensor.shape) > 1:
-            return bring(tensor)
-        return keep(tensor, _fill(source, tensor, dtype))
+def _filler(source: Source, dtype: np.dtype, keep: Keep, bring: Bring | None,
+            shard: Shard) -> Callable[[Tensor], Any]:
+    def fill(tensor: Tensor) -> Any:
+        mine = piece(tensor, shard)
+        if mine is None:
+            return None
+        return bring(mine) if bring and len(mine.shape) > 1 else keep(mine, _fill(source, mine, dtype))
     return fill
 
 
@@ -221,20 +227,20 @@ def _swiglu(found: Found, kind: str, expert: int | None = None) -> Swiglu:
 def _fill(source: Source, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     out, half = np.empty(tensor.shape, np.float32), dtype == array.BFLOAT16 and not tensor.exact
     row = 0
-    for block in source.blocks(tensor):
+    for block in pieces.blocks(source, tensor):
         out[row:row + len(block)] = array.widen(array.narrow(block)) if half else block
         row += len(block)
     return out
 
 
-def size(model: ModelSpec, held: Held, taken: Callable[[Tensor], int]) -> dict[str, int]:
-    """Bytes of the weights of one rank, by part of the model; `taken` are those of one tensor."""
+def size(model: ModelSpec, held: Held, taken: Callable[[Tensor], int], shard: Shard = WHOLE) -> dict[str, int]:
+    """Bytes of the weights of one rank, by part of the model; `taken` are those of one tensor. `shard` as in `load`."""
     parts: dict[str, int] = {}
     for layer in range(model.layers):
         mine = held(layer) if not model.is_dense(layer) else []
         for t in spec.layer_tensors(model, layer):
-            if t.expert is None or t.expert in mine:
-                parts[t.part] = parts.get(t.part, 0) + taken(t)
+            if (t.expert is None or t.expert in mine) and (kept := piece(t, shard)):
+                parts[t.part] = parts.get(t.part, 0) + taken(kept)
     for t in spec.outer_tensors(model):
         parts[t.part] = parts.get(t.part, 0) + taken(t)
     return parts

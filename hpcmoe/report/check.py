@@ -114,14 +114,16 @@ def _fit_alone(model: ModelSpec, job: Job, placements: Placements, limit: float 
 
 
 def _layout(model: ModelSpec, sizes: Sizes, placements: Placements) -> str:
-    ranks, layers = placements[0].ranks, [placements[layer] for layer in model.moe_layers]
+    ranks, shards = placements[0].ranks, placements[0].shards
+    layers = [placements[layer].grouped for layer in model.moe_layers]
     work = f"up to {text.plural(sizes.sequences, 'sequence')} and {text.plural(sizes.tokens, 'token')} a step on each"
     if not model.moe:
         return f"{text.plural(ranks, 'rank')}, a dense model, {work}"
     spare = int((np.sum([np.diff(layer.first) for layer in layers], axis=0) == 0).sum())
     copies = max(int(layer.copies.max()) for layer in layers)
     slots = (f"{text.plural(most_slots(layers), 'expert')} per rank and layer"
-             f"{f', {spare} ranks without' if spare else ''}"
+             f"{f', 1 of {shards} shards of each' if shards > 1 else ''}"
+             f"{f', {spare * shards} ranks without' if spare else ''}"
              f"{f', up to {copies} replicas of one' if copies > 1 else ''}")
     return f"{text.plural(ranks, 'rank')}, E = {model.experts}: {slots}; {work}"
 

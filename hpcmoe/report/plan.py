@@ -58,6 +58,8 @@ class Run:
     """bytes of a row"""
     compute: float
     """seconds to compute a row of an expert"""
+    shards: int
+    """of an expert: what is said of ranks here is of groups of so many, but for `node`"""
 
 
 def make(source: Path, output: Path, asked: Asked) -> None:
@@ -84,6 +86,9 @@ def make(source: Path, output: Path, asked: Asked) -> None:
     others = [plans(policy, best.exchange) for policy in COMPARED
               if policy != asked.policy and (policy != "topology" or find_spec("scipy"))]
     plan.write(output, best)
+    if run.shards > 1:
+        text.console().print(f"parallel.expert_tensor = {run.shards} in that run: what are ranks here are groups of "
+                             f"{run.shards}")
     _compare(text.console(), [*others, *mine], best, output)
 
 
@@ -95,7 +100,7 @@ def read(source: Path) -> Run:
         raise InputError(f"{source}: was made by {ranks} ranks, and plans are for {MOST_RANKS} at most")
     with h5.reading(source, "results") as file:
         steps, hosts = results.steps(file, source), h5.strings(file, "host", source)[:ranks]
-        model, dtype, per_node = _job(h5.attribute(file, "job", source, str), source)
+        model, dtype, per_node, shards = _job(h5.attribute(file, "job", source, str), source)
     layers = [layer for layer in range(len(routing.load)) if routing.load[layer].any()]
     L, _, E = routing.load.shape
     there = (model.layers, model.experts, list(model.moe_layers), model.moe.top_k if model.moe else 0)
@@ -105,27 +110,48 @@ def read(source: Path) -> Run:
     if there != (L, E, layers, routing.expert.shape[2]) or not seen.all() or not layers:
         raise InputError(f"{source}: where its tokens went does not fit {model.name}, the model that it names, or none "
                          "went anywhere: give the results of another run")
-    rows, spent = routing.load.sum(dtype=np.float64), steps.mean[:, STAGES.index("expert")].sum() * ranks
-    tokens = steps.tokens.sum() / max(len(steps.tokens), 1) / ranks
+    if ranks % shards:
+        raise InputError(f"{source}: {ranks} ranks are no groups of {shards}, as its job says: make the file again")
+    rows, spent = routing.load.sum(dtype=np.float64), steps.mean[:, STAGES.index("expert")].sum() * ranks / shards
+    tokens = steps.tokens.sum() / max(len(steps.tokens), 1) / ranks * shards
     if not (np.isfinite(spent) and spent >= 0 and tokens > 0):
         raise InputError(f"{source}: timings has values that cannot be: make the file again")
     node = np.arange(len(hosts)) // per_node if per_node else launch.number(hosts)
-    return Run(routing, model, np.array(node), float(tokens), float(model.hidden * dtype.itemsize), float(spent / rows))
+    return Run(_of_groups(routing, shards), model, np.array(node), float(tokens), float(model.hidden * dtype.itemsize),
+               float(spent / rows), shards)
 
 
-def _job(job: str, source: Path) -> tuple[ModelSpec, np.dtype, int]:
-    """The model of the job, the dtype of its rows, and its `parallel.ranks_per_node`."""
+def _of_groups(routing: Routing, shards: int) -> Routing:
+    """The routing of groups of so many ranks; each rank of a group computed as many rows as the first."""
+    load = routing.load
+    if load.shape[1] > 1:
+        load = load.reshape(len(load), -1, shards, load.shape[2]).sum(axis=2)
+    return Routing(load, routing.rank // shards, routing.expert, routing.computed[:, ::shards])
+
+
+def _job(job: str, source: Path) -> tuple[ModelSpec, np.dtype, int, int]:
+    """The model of the job, the dtype of its rows, its `parallel.ranks_per_node` and `expert_tensor`."""
     try:
         table = tables.parse(job)
         path, dtype = Path(table["model"]), np.dtype(array.DTYPES[table["compute"]["dtype"]])
-        per_node = max(0, int(table.get("parallel", {}).get("ranks_per_node", 0)))
+        per_node, shards = (max(least, int(table.get("parallel", {}).get(name, least)))
+                            for name, least in (("ranks_per_node", 0), ("expert_tensor", 1)))
     except (tables.Bad, KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{source}: attribute job is no job: make the file again") from None
-    return open_model(path).spec, dtype, per_node
+    return open_model(path).spec, dtype, per_node, shards
 
 
 def _between(run: Run, source: Path, asked: Asked) -> Topology:
-    """What lies between the ranks of the plan."""
+    """What lies between the ranks of the plan; of groups, between their first ones."""
+    found, shards = _between_ranks(run, source, asked), run.shards
+    if found.ranks % shards:
+        raise JobError(f"{found.ranks} ranks are no groups of {shards}, as {source} had them (parallel.expert_tensor): "
+                       f"give --ranks a multiple of {shards}")
+    node = np.array(launch.number(found.node[::shards].tolist()), np.int32)
+    return Topology(node, found.latency[::shards, ::shards], found.rate[::shards, ::shards])
+
+
+def _between_ranks(run: Run, source: Path, asked: Asked) -> Topology:
     if asked.topology:
         found = topology.read(asked.topology).topology
         if asked.per_node or asked.ranks not in (None, found.ranks):

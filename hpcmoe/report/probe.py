@@ -100,6 +100,7 @@ def _read(path: Path, overrides: tuple[str, ...], output: Path | None,
     """The job, its model, the most tokens of a step, and where to write."""
     job = config.load(path, overrides)
     found = inputs.read(job)
+    place(found.model.spec, ranks, job)  # raises where that does not fit: here, where one rank tells
     sizes = plan_sizes(found.model.spec, job, found.prompts.lengths, ranks)
     target = output or Path(job.probe or path.with_name("probe.h5"))
     paths.check_output(target, path, Path(job.model), Path(job.prompts))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hpcmoe import spec
+from hpcmoe import spec, tables
 from hpcmoe.errors import InputError, visible
 from hpcmoe.files import begun, bias, exchange, h5, parts, plan, probe, prompts, results, topology, vet
 from hpcmoe.files.bias import Biased
@@ -82,7 +82,10 @@ def _results(out: Console, path: Path, limit: int) -> None:
         out.print(h5.attribute(file, "versions", path, str))
         ranks, places = h5.attribute(file, "ranks", path, int), sorted(set(h5.strings(file, "host", path)))
         many = f" of {file.attrs['shards']} shards" if "shards" in file.attrs else ""
-        out.print(f"{text.plural(ranks, 'rank')}{many} on {text.plural(len(places), 'host')} ({', '.join(places[:8])})")
+        cut = _shards(h5.attribute(file, "job", path, str))
+        groups = f" in groups of {cut}, which share their experts," if cut > 1 else ""
+        out.print(f"{text.plural(ranks, 'rank')}{many}{groups} on {text.plural(len(places), 'host')} "
+                  f"({', '.join(places[:8])})")
         _answers(out, file, path, limit)
         load = parts.take_load(file, path)
         if load.size and np.any(load):
@@ -95,6 +98,14 @@ def _results(out: Console, path: Path, limit: int) -> None:
             print_traffic(out, steps)
             out.print("Seconds by stage, summed over the steps:")
             out.print(stage_table(steps))
+
+
+def _shards(job: str) -> int:
+    """`parallel.expert_tensor` of a job; 1 where it has none."""
+    try:
+        return int(tables.parse(job)["parallel"]["expert_tensor"])
+    except (tables.Bad, KeyError, TypeError, ValueError):
+        return 1
 
 
 def _answers(out: Console, file: h5py.File, path: Path, limit: int) -> None:

@@ -61,9 +61,12 @@ def wanted(folder: Path, name: str) -> list[list[int]]:
     return [reference.generate(model.spec, weights, found[i], NEW) for i in range(len(found))]
 
 
-@pytest.mark.parametrize("name", ["tiny", "all experts", "one expert", "no experts"])
-def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name):
-    made, _ = run(comm, folder, name, f"{name}.h5")
+@pytest.mark.parametrize("name, shards", [("tiny", 1), ("all experts", 1), ("one expert", 1), ("no experts", 1),
+                                          ("tiny", 2), ("no experts", 2)])
+def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name, shards):
+    if comm.size % shards:
+        pytest.skip(f"{comm.size} ranks are no groups of {shards}")
+    made, _ = run(comm, folder, name, f"{name}-{shards}.h5", f"parallel.expert_tensor={shards}")
     problems = []
     if comm.rank == 0:
         got = results.answers(Path(made.output))

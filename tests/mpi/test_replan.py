@@ -75,7 +75,8 @@ class Drifting:
             yield
 
 
-def answer(comm, folder: Path, output: str, each: int, new: int, every: int) -> tuple[bytes, Drifting]:
+def answer(comm, folder: Path, output: str, each: int, new: int, every: int,
+           *overrides: str) -> tuple[bytes, Drifting]:
     """The bits of what a job answers to `each` prompts a rank, with a look at the load every so many steps."""
     world, drifting = launch.start(), Drifting(new)
     path = folder / "job.toml"
@@ -87,7 +88,7 @@ def answer(comm, folder: Path, output: str, each: int, new: int, every: int) -> 
     launch.meet(comm)
     job = config.load(path, (f"output='{folder / output}'", f"schedule.max_sequences={each}", "compute.dtype=float32",
                              f"generate.max_new_tokens={new}", "generate.ignore_eos=true", "balance.mode=replicas",
-                             f"balance.replan_every={every}"))
+                             f"balance.replan_every={every}", *overrides))
     with drifting.at_work():
         try:
             assert life.run(world, job, overwrite=True)[0] is life.End.DONE
@@ -104,6 +105,18 @@ def test_answers_have_the_same_bits_while_experts_move(comm, shared_tmp, everywh
     moving, drifting = answer(comm, shared_tmp, "moving.h5", each, new, EVERY)
     problems = ["other bits"] if still != moving else []
     if comm.size > 1 and not drifting.changes:
+        problems.append("nothing moved")
+    everywhere(problems)
+
+
+def test_shards_of_experts_move_together(comm, shared_tmp, everywhere):
+    if comm.size % 2:
+        pytest.skip(f"{comm.size} ranks are no pairs")
+    each, new, cut = max(2, 32 // comm.size), 24, "parallel.expert_tensor=2"
+    still, _ = answer(comm, shared_tmp, "whole.h5", each, new, 0, cut)
+    moving, drifting = answer(comm, shared_tmp, "moved.h5", each, new, EVERY, cut)
+    problems = ["other bits"] if still != moving else []
+    if comm.size > 2 and not drifting.changes:
         problems.append("nothing moved")
     everywhere(problems)
 

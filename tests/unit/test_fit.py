@@ -178,7 +178,8 @@ class TestFit:
         assert fit.advice(memory, held, 5, 1) == "the largest batch that fits is schedule.max_sequences = 5"
         assert "not even one sequence fits" in fit.advice(memory, held, 0, 1)
         assert "more ranks hold fewer experts" in fit.advice(memory, held - experts / 2, 0, 2)
-        assert "more ranks do not help" in fit.advice(memory, held - experts / 2, 0, 1)
+        assert "parallel.expert_tensor cuts" in fit.advice(memory, held - experts / 2, 0, 1)
+        assert "more ranks do not help" in fit.advice(memory, held - experts, 0, 1)
 
 
 def world(free: list[int], shared: bool = False, rank: int = 0, gpus: bool = True) -> SimpleNamespace:
