@@ -52,6 +52,9 @@ class Parallel:
                              "lie in order over the ranks")
     expert_tensor: int = key(1, help="shards of an expert: its width is cut over so many neighbouring ranks, which are "
                                      "one group in a plan; last bits differ from those of whole experts", least=1)
+    attention_tensor: int = key(1, help="ranks of a team: the heads of attention are split over so many neighbouring "
+                                        "ranks, best of one node; last bits differ from those of whole attention",
+                                least=1)
     ranks_per_node: int = key(0, help="so many neighbouring ranks are one node; 0 = those that share memory", least=0)
 
 
@@ -116,10 +119,10 @@ class Job:
     def identity(self) -> str:
         """What an answer depends on beside the model and the prompts themselves, as TOML text."""
         balance = Balance("bias", rate=self.balance.rate) if self.balance.mode == "bias" else Balance()
-        cut = self.parallel.expert_tensor if self.compute.reproducible else 1
+        cuts = replace(self.parallel, plan="", ranks_per_node=0) if self.compute.reproducible else Parallel()
         same = replace(self, model="", prompts="", output="", probe="", shard="",
                        exchange=Exchange(presum=self.exchange.presum), balance=balance,
-                       parallel=Parallel(expert_tensor=cut),
+                       parallel=cuts,
                        schedule=Schedule(), checkpoint=Checkpoint(), compute=replace(self.compute, device="auto"))
         return same.toml()
 
@@ -175,6 +178,9 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
     if shards > 1 and job.checkpoint.on_failure == "shrink":
         raise JobError(f"{path}: parallel.expert_tensor = {shards}: a lost rank breaks the group that shares its "
                        "experts: set checkpoint.on_failure = requeue")
+    if (team := job.parallel.attention_tensor) > 1 and job.checkpoint.on_failure == "shrink":
+        raise JobError(f"{path}: parallel.attention_tensor = {team}: a lost rank takes heads of its team with it: set "
+                       "checkpoint.on_failure = requeue")
     return job
 
 

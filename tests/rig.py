@@ -14,12 +14,14 @@ from hpcmoe.engine import device as engine
 from hpcmoe.engine import layer, schedule
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.seats import place
+from hpcmoe.engine.together import heads_of, split_of
 from hpcmoe.exchange.grid import grid
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.presum import Presum
 from hpcmoe.exchange.relayed import Relayed
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.model import Source
+from hpcmoe.model.heads import cut
 from hpcmoe.slots import Placement, Placements, held_by, shard_of
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import MODES, TRANSPORTS, Batch, Outcome, Speeds
@@ -74,9 +76,10 @@ class Rig:
     def __init__(self, comm, source: Source, dtype: str = "float32", slots: int = 8, length: int = 64,
                  course: Course = Course(), micro_batches: int = 1, watch: Unwatched | None = None,
                  device: bool = False, holders: str = HOLDERS[0], seed: int = 0,
-                 top_k: int = 0, presum: bool = False, shards: int = 1) -> None:
+                 top_k: int = 0, presum: bool = False, shards: int = 1, team: int = 1) -> None:
         """`device`: on a GPU, in bfloat16; holders and seed as in `hold`; `top_k`, where it is not the model's;
-        `presum` as in the job; experts are cut into so many shards."""
+        `presum` as in the job; experts are cut into so many shards; teams of so many
+        ranks split the heads."""
         kind = array.DTYPES["bfloat16" if device else dtype]
         placements = hold(holders, source.spec, comm.size, seed, shards)
         self._take_turns = schedule.overlapped if course.schedule == "overlapped" else schedule.serial
@@ -86,11 +89,13 @@ class Rig:
             moe = source.spec.moe
             sums = Presum(kind, moe.round_weights) if presum else None
             way = replace(way, by=Relayed(grid(nodes), (top_k or moe.top_k) * shards, sums))
-        held = engine.load(source, held_by(placements, comm.rank), kind, way.memory, shard_of(placements, comm.rank))
+        split = split_of(comm, team)
+        kept = cut(source.spec, shard_of(placements, comm.rank), heads_of(split))
+        held = engine.load(source, held_by(placements, comm.rank), kind, way.memory, kept)
         self.segments = engine.open_segments(comm, watch or Unwatched(launch.rest), source.spec, held, placements,
                                              Sizes(slots, slots * length, length), Generate(), kind, way,
                                              micro_batches, overlapped=course.schedule == "overlapped",
-                                             keep_logits=True, nodes=nodes)
+                                             keep_logits=True, nodes=nodes, split=split)
 
     def forward(self, batch: Batch) -> Outcome:
         """One step; collective. Each rank brings its own batch, which may be empty."""

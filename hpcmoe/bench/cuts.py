@@ -11,11 +11,13 @@ from hpcmoe.engine import device, layer, schedule
 from hpcmoe.engine.batch import split
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.seats import place
+from hpcmoe.engine.together import heads_of, split_of
 from hpcmoe.exchange import tune
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.launch import World
+from hpcmoe.model.heads import cut
 from hpcmoe.slots import held_by, shard_of
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Cuts, Span
@@ -31,16 +33,18 @@ def measure_cuts(world: World, model: ModelSpec, job: Job, way: Way, most: int) 
     """Steps of 1, 4, 16, … tokens on each rank, `most` at most, through a few of the model's layers. Collective."""
     first = min(model.moe_layers, default=0)
     shallow = replace(model, layers=min(model.layers, first + LAYERS))
-    in_order = replace(job, parallel=Parallel(expert_tensor=job.parallel.expert_tensor), balance=Balance())
+    parallel = Parallel(expert_tensor=job.parallel.expert_tensor, attention_tensor=job.parallel.attention_tensor)
+    in_order = replace(job, parallel=parallel, balance=Balance())
+    team = split_of(world.comm, parallel.attention_tensor)
     dtype, placements = array.DTYPES[job.compute.dtype], place(shallow, world.size, in_order)
     held = device.load(Drawn(shallow, 0), held_by(placements, world.rank), dtype, way.memory,
-                       shard_of(placements, world.rank))
+                       cut(shallow, shard_of(placements, world.rank), heads_of(team)))
     rows = [4 ** power for power in range(most.bit_length()) if 4 ** power <= most]
     open_both = {}
     for parts in (1, 2):
         segments = device.open_segments(world.comm, Unwatched(world.idle), shallow, held, placements,
                                         Sizes(SEQUENCES, most, -(-most // SEQUENCES)), Generate(), dtype, way, parts,
-                                        overlapped=parts > 1)
+                                        overlapped=parts > 1, split=team)
         open_both[parts] = segments, schedule.overlapped if parts > 1 else schedule.serial
     seconds = []
     for count in rows:

@@ -1,14 +1,10 @@
 """How a job chooses tokens on a CPU."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from hpcmoe.config import Generate
 from hpcmoe.kernels import choice
-
-Choose = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(logits `[B, V]`, prompt `[B]`, position of the next token `[B]`, target `[B]`) -> next token `[B]` int32"""
+from hpcmoe.model.head import Choose
 
 
 def chooser(rules: Generate) -> Choose:

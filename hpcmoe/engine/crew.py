@@ -26,6 +26,7 @@ from hpcmoe.engine.progress import open_progress
 from hpcmoe.engine.record import Record
 from hpcmoe.engine.replan import Replans
 from hpcmoe.engine.start import Plan
+from hpcmoe.engine.together import heads_of, split_of
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.ways import among, choose_turns, choose_way
 from hpcmoe.exchange.watch import Watch
@@ -34,6 +35,7 @@ from hpcmoe.files.lock import Held
 from hpcmoe.files.parts import Provenance
 from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.launch import World, on_root, shrink, together
+from hpcmoe.model.heads import cut
 from hpcmoe.model.weights import Swiglu, changed
 from hpcmoe.notice import DEATH, Notice
 from hpcmoe.placement.plan import inherit
@@ -68,9 +70,10 @@ class Crew:
         self.held = plan.held
         self._model, spec, self._dtype = plan.inputs.model, plan.inputs.model.spec, array.DTYPES[job.compute.dtype]
         load = planned(memory)(device.load)  # all ranks come to its end, so what is wrong is told once
-        self._shard = shard_of(plan.placements, world.rank)
+        self._split = split_of(world.comm, job.parallel.attention_tensor)
+        self._cut = cut(spec, shard_of(plan.placements, world.rank), heads_of(self._split))
         self._held = together(world, lambda: load(self._model, held_by(plan.placements, world.rank),
-                                                  self._dtype, world.memory, self._shard))
+                                                  self._dtype, world.memory, self._cut))
         compute_alone(job.compute.reproducible)
         self._way = choose_way(world, job, spec, plan.placements, plan.probe)
         self._turns = choose_turns(job, plan.probe)
@@ -97,7 +100,7 @@ class Crew:
         self._segments = together(self.world, lambda: device.open_segments(
             self.world.comm, self._watch, self._model.spec, self._held, self._placements, self._sizes,
             self._job.generate, self._dtype, self._way, self._turns.most, overlapped=self._turns.overlapped,
-            nodes=self.world.nodes, trace=self._trace, cache=cache))
+            nodes=self.world.nodes, trace=self._trace, cache=cache, split=self._split))
         self._balance = self._new_balance()
         self._progress = open_progress(self.world.rank, self._tally.prompts)
 
@@ -112,7 +115,7 @@ class Crew:
         mine, read = gpu.number() if world.memory == "device" else 0, planned(self._memory)(device.experts)
         return Replans(loads, given.replan_every, self._placements, world.rank, shape, self._change,
                        lambda layer, experts: read(self._model, layer, experts, self._dtype, world.memory, mine,
-                                                    self._shard))
+                                                    self._cut))
 
     def _change(self, layer: int, placement: Placement, slots: Mapping[int, Swiglu]) -> dict[int, Swiglu]:
         """A `replan.Change`."""

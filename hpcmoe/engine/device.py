@@ -8,16 +8,18 @@ import numpy as np
 
 from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
+from hpcmoe.engine.cpu import open_on_cpu
 from hpcmoe.engine.layer import Segments
 from hpcmoe.engine.memory import Sizes
-from hpcmoe.engine.segments import open_on_cpu
+from hpcmoe.engine.together import Split
 from hpcmoe.engine.trace import Untraced
+from hpcmoe.errors import DeviceError
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.files.model import Source
 from hpcmoe.model import weights
-from hpcmoe.model.weights import WHOLE, Held, Swiglu, Weights
-from hpcmoe.slots import Placement, Placements, Shard
+from hpcmoe.model.weights import Cut, Held, Swiglu, Weights, whole
+from hpcmoe.slots import Placement, Placements
 from hpcmoe.spec import ModelSpec
 
 
@@ -44,10 +46,11 @@ class RankSegments(Segments, Protocol):
         """Collective."""
 
 
-def load(source: Source, held: Held, dtype: np.dtype, memory: str, shard: Shard = WHOLE) -> Weights:
-    """What this rank holds, in `memory` (one of `array.MEMORY`); of experts its `shard`. Local. Raises `InputError`."""
+def load(source: Source, held: Held, dtype: np.dtype, memory: str, cut: Cut = whole) -> Weights:
+    """What this rank holds, in `memory` (one of `array.MEMORY`); of tensors what `cut` leaves. Local. Raises
+    `InputError`."""
     with _into(memory, source) as ways:
-        return weights.load(source, held, dtype, *ways, shard=shard)
+        return weights.load(source, held, dtype, *ways, cut=cut)
 
 
 def take_over(held: Weights, source: Source, more: Held, dtype: np.dtype, memory: str) -> Weights:
@@ -57,13 +60,13 @@ def take_over(held: Weights, source: Source, more: Held, dtype: np.dtype, memory
 
 
 def experts(source: Source, layer: int, wanted: Sequence[int], dtype: np.dtype, memory: str,
-            gpu: int, shard: Shard = WHOLE) -> tuple[Swiglu, ...]:
+            gpu: int, cut: Cut = whole) -> tuple[Swiglu, ...]:
     """Some experts of a layer, on any thread; `gpu` is the number of the rank's own. As `load`."""
     if memory == "device":
         from cupy.cuda import runtime
         runtime.setDevice(gpu)  # each thread has one
     with _into(memory, source) as ways:
-        return weights.experts(source, layer, wanted, dtype, *ways, shard=shard)
+        return weights.experts(source, layer, wanted, dtype, *ways, cut=cut)
 
 
 @contextmanager
@@ -80,15 +83,17 @@ def _into(memory: str, source: Source) -> Iterator[tuple]:
 def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,
                   rules: Generate, dtype: np.dtype, way: Way, micro_batches: int = 1, overlapped: bool = False,
                   keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None,
-                  cache: Any = None) -> RankSegments:
+                  cache: Any = None, split: Split | None = None) -> RankSegments:
     """The segments of this rank around the weights that it holds. They compute where rows are in `way.memory`.
 
-    `nodes` as in `CpuSegments`; `cache` is that of earlier segments, for the same sequences. Collective over `comm`.
-    Raises `InputError` where the device cannot compute the model.
+    `nodes` as in `CpuSegments`; `cache` is that of earlier segments, for the same sequences; `split` where the heads of
+    attention are. Collective over `comm`. Raises `InputError` where the device cannot compute the model.
     """
     if way.memory == "host":
         return open_on_cpu(comm, watch, model, held, placements, sizes, rules, dtype, way, micro_batches, overlapped,
-                           keep_logits, nodes, trace, cache)
+                           keep_logits, nodes, trace, cache, split)
+    if split:
+        raise DeviceError("parallel.attention_tensor is not computed on GPUs yet: set it to 1, or compute.device = cpu")
     from hpcmoe.engine.gpu import open_on_gpu
     return open_on_gpu(comm, watch, model, held, placements, sizes, rules, way, micro_batches, keep_logits, nodes,
                        trace, cache)

@@ -21,6 +21,7 @@ from hpcmoe.engine import relaying
 from hpcmoe.engine.blocks import Blocks
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.lanes import Lanes, sent_by
+from hpcmoe.engine.layer import Team
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.room import Counts, Room, Work
 from hpcmoe.engine.timer import Timer
@@ -61,6 +62,7 @@ class GpuSegments:
         self._classes = classes(nodes, rank)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = self._blocks.exchanged
+        self.team: Team | None = None
 
     def begin(self, batch: Batch, number: int) -> Work:
         """See `layer.Segments`."""

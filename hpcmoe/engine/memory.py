@@ -12,8 +12,9 @@ from hpcmoe.errors import size
 from hpcmoe.exchange.interface import MOST, PIECE
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache, weights
+from hpcmoe.model.heads import cut, local
 from hpcmoe.placement.plan import with_spare
-from hpcmoe.slots import Placements, fullest, held_by, most, piece, shard_of
+from hpcmoe.slots import Placements, Shard, fullest, held_by, most, piece, shard_of
 from hpcmoe.spec import ModelSpec, Moe, Tensor
 
 CPU_WEIGHT = 4
@@ -74,20 +75,28 @@ def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> S
 def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, memory: str) -> Memory:
     """What the fullest rank needs where it computes in `memory`, one of `array.MEMORY`."""
     full = fullest(placements)
-    held, shard = held_by(placements, full), shard_of(placements, full)
+    held, shard, team = held_by(placements, full), shard_of(placements, full), job.parallel.attention_tensor
+    kept, here = cut(model, shard, Shard(0, team)), local(model, Shard(0, team))
     if memory == "device":
-        taken = weights.size(model, held, footprint.tensor, shard) | _coming(model, job, placements, footprint.tensor)
+        taken = weights.size(model, held, footprint.tensor, kept) | _coming(model, job, placements, footprint.tensor)
         return _on_device(model, job, placements, sizes, taken)
-    taken = weights.size(model, held, _on_host, shard) | _coming(model, job, placements, _on_host)
+    taken = weights.size(model, held, _on_host, kept) | _coming(model, job, placements, _on_host)
     dtype = array.DTYPES[job.compute.dtype]
     value = dtype.itemsize
-    exchange = requests = 0
+    exchange = exchanges_of_team(model, team, sizes.tokens, value)
+    requests = 0
     if model.moe:
         both = value + array.answers(dtype, shard.of).itemsize  # there and back
-        exchange = exchanges(job) * 2 * sizes.tokens * model.moe.top_k * shard.of * model.hidden * both
+        exchange += exchanges(job) * 2 * sizes.tokens * model.moe.top_k * shard.of * model.hidden * both
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, dtype)
         requests = pieces if _may_stage(job) else rungs
-    return Memory(taken, cache.size(model, sizes.sequences, sizes.length, value), exchange, requests)
+    return Memory(taken, cache.size(here, team * sizes.sequences, sizes.length, value), exchange, requests)
+
+
+def exchanges_of_team(model: ModelSpec, team: int, tokens: int, value: int) -> int:
+    """Bytes of the buffers among the ranks of a team, of which each has so many tokens: out and in, of values of the
+    compute dtype there, and float32 back."""
+    return 2 * team * tokens * model.hidden * (value + 4) if team > 1 else 0
 
 
 def _on_host(tensor: Tensor) -> int:

@@ -15,6 +15,8 @@ def place(model: ModelSpec, ranks: int, job: Job | None = None) -> Placements:
 
     Raises `InputError` where the job's plan is not for it, `JobError` where experts cannot be cut so.
     """
+    if job:
+        _check_team(model, ranks, job.parallel.attention_tensor)
     shards = job.parallel.expert_tensor if job else 1
     if shards == 1 or not model.moe:
         return _whole(model, ranks, job, "ranks")
@@ -27,6 +29,19 @@ def place(model: ModelSpec, ranks: int, job: Job | None = None) -> Placements:
     whole = _whole(model, ranks // shards, job, f"groups of {shards} ranks")
     cut = {id(placement): placement.cut(shards) for placement in whole}
     return [cut[id(placement)] for placement in whole]
+
+
+def _check_team(model: ModelSpec, ranks: int, team: int) -> None:
+    """Raises `JobError` where heads cannot be split over teams of so many ranks."""
+    words = f"parallel.attention_tensor = {team}"
+    if ranks % team:
+        raise JobError(f"{words}: {ranks} ranks are no teams of {team}: start a multiple of {team}, or set "
+                       "parallel.attention_tensor = 1")
+    if model.attention.heads < team:
+        raise JobError(f"{words}: {model.name} has {model.attention.heads} heads only: set it to that or less")
+    if team > 1 and model.attention.qk_norm == "full":
+        raise JobError(f"{words}: {model.name} norms the queries of all heads together, which a rank with some of them "
+                       "cannot: set it to 1")
 
 
 def _whole(model: ModelSpec, ranks: int, job: Job | None, what: str) -> Placements:

@@ -6,36 +6,30 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from hpcmoe import array
-from hpcmoe.config import Generate
-from hpcmoe.engine.choose import Choose, chooser
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.lanes import Lanes, sent_by
-from hpcmoe.engine.memory import Sizes
-from hpcmoe.engine.stream import AtOnce, Event, Stream, Worker
+from hpcmoe.engine.layer import Team
+from hpcmoe.engine.stream import Event, Stream
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.engine.work import Work
 from hpcmoe.exchange.interface import Flight, Rows
-from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.replicas import even, exact, near, spread
 from hpcmoe.exchange.route import plan_receive, plan_send, trailer_width
 from hpcmoe.exchange.route_far import plan_send_far
 from hpcmoe.exchange.watch import Unwatched, Watch
-from hpcmoe.kernels import choice, combine, pack, rope
+from hpcmoe.kernels import combine, pack, rope
 from hpcmoe.model.attention import attention
-from hpcmoe.model.cache import Cache, open_cache
+from hpcmoe.model.cache import Cache
 from hpcmoe.model.embedding import embed
 from hpcmoe.model.expert import experts, feed_forward, shared
 from hpcmoe.model.gate import gate, steered
-from hpcmoe.model.head import head
+from hpcmoe.model.head import Choose, next_tokens
 from hpcmoe.model.norm import norm
 from hpcmoe.model.weights import Shared, Weights
 from hpcmoe.slots import Placement, Placements, most
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import Batch, Layout, Outcome, SendPlan, dense, sampled
-
-LOGITS = 1 << 23
-"""Logits that are held at once."""
 
 
 class CpuSegments:
@@ -56,10 +50,11 @@ class CpuSegments:
         self._lanes, self.stream, self.choose, self.dtype, self.keep_logits = lanes, stream, choose, dtype, keep_logits
         self.watch, self.clock = watch, Clock(model.layers, stream.busy, trace)
         nodes = nodes or (0,) * placements[0].ranks
-        self._classes, self._near = classes(nodes, rank), [near(placement, nodes, rank) for placement in placements]
+        self.classes, self._near = classes(nodes, rank), [near(placement, nodes, rank) for placement in placements]
         self._nodes, self.exact = nodes, lanes.tallied(placements)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self.moe_layers: Sequence[int] = model.moe_layers
+        self.team: Team | None = None
         self._answers = array.answers(dtype, placements[0].shards)
         self._units, self._units_home = (model.hidden * kind.itemsize // 2 for kind in (dtype, self._answers))
         self._limit = model.moe.limit if model.moe else 0.0
@@ -95,7 +90,7 @@ class CpuSegments:
         """See `layer.Segments`."""
         self.watch.mark("dispatch", work.layer, work.number, work.leaving)
         self.watch.by("counts")
-        work.trip = self._depart(work.lane.dispatch, "dispatch", work)
+        work.trip = self.depart(work.lane.dispatch, "dispatch", work)
         with self.clock.starting(work.trip):
             work.lane.headers.start(work.send.counts, work.send.home_counts, work.send.behind)
         return work.lane.headers
@@ -119,7 +114,7 @@ class CpuSegments:
         """See `layer.Segments`."""
         rows = work.lane.home
         self.watch.mark("return", work.layer, work.number, work.leaving)
-        trip = self._depart(rows, "return", work)
+        trip = self.depart(rows, "return", work)
         with self.clock.starting(trip):
             rows.start(work.homecoming, work.lane.headers.extent_home)
             self.watch.by(rows.mode)
@@ -155,41 +150,61 @@ class CpuSegments:
         """Collective."""
         self.close()
         self._lanes.free()
+        if self.team:
+            self.team.free()
 
-    def _depart(self, rows: Rows, kind: str, work: Work) -> Trip:
+    def depart(self, rows: Rows, kind: str, work: Work) -> Trip:
         return self.clock.depart(rows, kind, work.layer, work.number, work.leaving, sent_by(rows, work.sent))
 
-    def _stage(self, name: str, work: Work, rows: int) -> AbstractContextManager[None]:
+    def stage(self, name: str, work: Work, rows: int) -> AbstractContextManager[None]:
         return self.clock.stage(name, work.layer, work.number, rows)
 
     def _bytes(self, counts: np.ndarray, units: int) -> np.ndarray:
         """`[len(CLASSES)]` int64: of `counts` `[R]` rows of `units` uint16."""
-        return self._classes @ counts * (2 * units)
+        return self.classes @ counts * (2 * units)
 
     def _enter(self, work: Work) -> None:
-        with self._stage("attention", work, work.batch.rows):
-            work.angles = rope.tables(work.batch.position, self.model.attention, self.dtype)
+        with self.stage("attention", work, work.batch.rows):
+            if self.team:
+                self.team.look(work)
+            else:
+                work.angles = rope.tables(work.batch.position, self.model.attention, self.dtype)
             work.x = embed(self.weights.embedding, work.batch.token, self.dtype)
         self._to_next_gate(work)
 
     def _to_next_gate(self, work: Work) -> None:
-        """Whole dense layers, then the first half of the next layer with experts, if there is one."""
+        """Whole dense layers, then the first half of the next layer with experts, if there is one; where a team
+        attends, up to the next attention."""
         while work.layer < self.model.layers:
-            weights = self.weights.layers[work.layer]
-            with self._stage("attention", work, work.batch.rows):
-                work.x = attention(self.model, weights.attention, work.layer, work.x, work.batch, self.cache,
-                                   work.angles)
-                work.normed = norm(self.model, work.x, weights.norm)
-                if weights.dense:
-                    work.x = work.x + feed_forward(weights.dense, work.normed)
-            if not weights.dense:
+            if self.team:
+                return self.team.ready(work)
+            weights = self.weights.layers[work.layer].attention
+            with self.stage("attention", work, work.batch.rows):
+                work.x = attention(self.model, weights, work.layer, work.x, work.batch, self.cache, work.angles)
+            if not self._feed_forward(work):
                 return self._gate(work)
-            work.layer += 1
+
+    def go_on(self, work: Work) -> None:
+        """From behind a team's attention to the next gate or attention; on the stream."""
+        if self._feed_forward(work):
+            self._to_next_gate(work)
+        else:
+            self._gate(work)
+
+    def _feed_forward(self, work: Work) -> bool:
+        """Behind attention: the rest of a dense layer, or the norm before a gate; whether it was dense."""
+        weights = self.weights.layers[work.layer]
+        with self.stage("attention", work, work.batch.rows):
+            work.normed = norm(self.model, work.x, weights.norm)
+            if weights.dense:
+                work.x = work.x + feed_forward(weights.dense, work.normed)
+                work.layer += 1
+        return weights.dense is not None
 
     def _gate(self, work: Work) -> None:
         moe, weights = self.model.moe, self.weights.layers[work.layer]
         assert moe is not None and weights.gate is not None
-        with self._stage("gate", work, work.batch.rows):
+        with self.stage("gate", work, work.batch.rows):
             if self._bias is None:
                 work.route = gate(moe, weights.gate, work.normed)
             else:
@@ -200,7 +215,7 @@ class CpuSegments:
             self._pack(work)
 
     def _pack(self, work: Work) -> None:
-        with self._stage("pack", work, work.batch.rows):
+        with self.stage("pack", work, work.batch.rows):
             placement = self.placements[work.layer]
             slot = self._spread(work, placement) if placement.replicated else placement.slot[work.route.expert]
             work.send = self._plan(work, slot, placement)
@@ -224,12 +239,12 @@ class CpuSegments:
         return plan_send_far(slot, work.route.weight if by.presum else None, placement, by.grid, self.rank)
 
     def _shared(self, work: Work, weights: Shared) -> None:
-        with self._stage("expert", work, work.batch.rows):
+        with self.stage("expert", work, work.batch.rows):
             work.shared = shared(weights, work.normed)
 
     def _expert(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         slots = self.weights.layers[work.layer].experts
-        with self._stage("pack", work, landing.rows):
+        with self.stage("pack", work, landing.rows):
             message = pack.gather(arrived, landing.place)
             width = message.shape[1] - self._units
             trailer = pack.trailer(message, self.model.hidden, self.dtype, width)
@@ -238,12 +253,12 @@ class CpuSegments:
             rows = pack.unpack(message, self.model.hidden, self.dtype)
             answers, layout = work.lane.home.room(receive.home_counts, self._units_home)
             work.leaving, work.sent = layout.rows, self._bytes(receive.home_counts, self._units_home)
-        with self._stage("expert", work, layout.rows):
+        with self.stage("expert", work, layout.rows):
             experts(slots, rows, receive, answers.view(self._answers), layout.place, self._limit)
 
     def _leave_enter(self, work: Work, arrived: np.ndarray, landing: Layout) -> None:
         assert self.model.moe is not None
-        with self._stage("combine", work, work.batch.rows):
+        with self.stage("combine", work, work.batch.rows):
             answers = pack.unpack(arrived, self.model.hidden, self._answers)
             home, by = landing.at(work.send.home), work.lane.by
             if by and by.presum:  # by weight already
@@ -257,10 +272,9 @@ class CpuSegments:
 
     def _head(self, work: Work) -> None:
         with self.clock.stage("head", -1, work.number, len(work.batch.wanted)):
-            blocks = [self._next_tokens(work, rows) for rows in self._blocks(len(work.batch.wanted))]
-        token, logprob, logits = (np.concatenate(parts) for parts in zip(*blocks))
-        work.outcome = Outcome(token, logprob, work.load, work.computed, work.moved, self._sample(work),
-                               logits if self.keep_logits else None)
+            token, logprob, logits = next_tokens(self.model, self.weights, work.x, work.batch, self.choose,
+                                                 self.keep_logits)
+        work.outcome = Outcome(token, logprob, work.load, work.computed, work.moved, self._sample(work), logits)
 
     def _sample(self, work: Work) -> np.ndarray:
         """As in `Outcome`."""
@@ -269,25 +283,3 @@ class CpuSegments:
         for layer, chosen in zip(self.moe_layers, work.sample):
             sample[:, layer] = chosen
         return sample
-
-    def _blocks(self, rows: int) -> list[slice]:
-        """Rows by so many that their logits stay small; scoring asks for those of every token."""
-        step = max(1, LOGITS // self.model.vocabulary)
-        return [slice(first, first + step) for first in range(0, max(rows, 1), step)]
-
-    def _next_tokens(self, work: Work, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        wanted = work.batch.wanted[rows]
-        logits = head(self.model, self.weights, work.x[wanted])
-        token = self.choose(logits, work.batch.prompt[rows], work.batch.position[wanted] + 1, work.batch.target[rows])
-        return token, choice.logprobs(logits, token), logits if self.keep_logits else logits[:, :0]
-
-
-def open_on_cpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,
-                rules: Generate, dtype: np.dtype, way: Way, micro_batches: int, overlapped: bool, keep_logits: bool,
-                nodes: Sequence[int], trace: Untraced | None, cache: Cache | None) -> CpuSegments:
-    """See `device.open_segments`. Collective over `comm`."""
-    cache = cache or open_cache(model, sizes.sequences, sizes.length, dtype)
-    lanes = Lanes(comm, watch.idle, way, micro_batches, model.experts)
-    stream: Stream = Worker() if overlapped else AtOnce()
-    return CpuSegments(model, held, cache, placements, comm.rank, lanes, stream, watch, chooser(rules), dtype,
-                       keep_logits, nodes, trace)

@@ -18,7 +18,8 @@ class Trip:
 
     def __init__(self, flight: Flight, kind: str, layer: int, micro_batch: int,
                  landed: Callable[["Trip"], None]) -> None:
-        """`flight` may start later; kind is "dispatch" or "return"; `landed` is called once, at the end."""
+        """`flight` may start later; kind is "dispatch", "return", "gather" or "bring"; `landed` is called once, in the
+        end."""
         self.kind, self.layer, self.micro_batch = kind, layer, micro_batch
         self._flight, self._landed = flight, landed
         self.begin = time.perf_counter()

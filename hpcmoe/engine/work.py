@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpcmoe.engine.stream import Event
+from hpcmoe.engine.together import Together
 from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange.lane import Lane
 from hpcmoe.types import Batch, Layout, Outcome, Route, SendPlan
@@ -47,4 +48,6 @@ class Work:
     """of the answers to come, without gaps"""
     trip: Trip = field(init=False)
     """of the rows that leave for the experts"""
+    together: Together | None = None
+    """what its team needs, where attention is split"""
     outcome: Outcome = field(init=False)

@@ -20,7 +20,7 @@ PATIENCE = 5.0
 """Seconds that an answer may take."""
 EVERY = 0.05
 """Seconds between two looks for questions."""
-KINDS = ("start", "vote", "balance", "dispatch", "return")
+KINDS = ("start", "vote", "balance", "dispatch", "return", "meeting", "gather", "bring")
 WAYS = ("", "counts", *(hops + mode + staged for hops in ("", "twohop, ") for staged in ("", ", staged")
                         for mode in MODES))
 """What of an exchange is under way: its counts, or its rows by one of the modes (`interface.Rows.mode`)."""

@@ -19,7 +19,7 @@ from hpcmoe.traffic import CLASSES
 from hpcmoe.types import STAGES
 
 ROWS = ("step", "compute", "pack", "wait", "exchange")
-NAMES = ("step", *STAGES, "start", "counts", "dispatch", "return", "vote", "compute")
+NAMES = ("step", *STAGES, "start", "counts", "dispatch", "return", "vote", "compute", "gather", "bring")
 """What a span may be: a step; a stage; on the row "wait" the start of an exchange, an exchange, a vote of all ranks, or
 work on the stream; on the rows "exchange" a dispatch or a return."""
 SPAN = np.dtype([("begin", "f8"), ("end", "f8"), ("sent", "i8", len(CLASSES)), ("step", "i4"), ("rows", "i4"),

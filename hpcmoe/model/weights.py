@@ -9,7 +9,6 @@ import numpy as np
 from hpcmoe import array, spec
 from hpcmoe.files import pieces
 from hpcmoe.files.model import Source
-from hpcmoe.slots import Shard, piece
 from hpcmoe.spec import ModelSpec, Tensor
 
 Held = Callable[[int], list[int]]
@@ -20,8 +19,8 @@ Keep = Callable[[Tensor, np.ndarray], Any]
 
 Found = Mapping[tuple[str, int | None], Any]
 """(kind, expert) -> a tensor of one layer"""
-WHOLE = Shard()
-"""An expert that is not cut."""
+Cut = Callable[[Tensor], Tensor | None]
+"""What a rank keeps of a tensor, a `Piece` of it, or all; None for nothing"""
 
 Bring = Callable[[Tensor], Any]
 """A matrix -> the same that `Keep` makes of it, by a shorter way than through float32 on the host"""
@@ -136,20 +135,25 @@ class Weights:
     """`[V, H]`; the embedding itself where the head is tied"""
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The `Cut` of a rank that keeps all."""
+    return tensor
+
+
 def as_it_is(tensor: Tensor, values: np.ndarray) -> np.ndarray:
     """The `Keep` of a CPU."""
     return values
 
 
 def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = as_it_is,
-         bring: Bring | None = None, *, shard: Shard = WHOLE) -> Weights:
+         bring: Bring | None = None, *, cut: Cut = whole) -> Weights:
     """Reads what this rank holds, block by block, rounded to `dtype`; each tensor is kept as `keep` says. Local.
 
-    Where there is `bring`, matrices come by it. Of its experts the rank holds `shard`.
+    Where there is `bring`, matrices come by it. Of each tensor the rank keeps what `cut` leaves.
 
     Raises `InputError` where the source has values that are missing or not finite.
     """
-    model, fill = source.spec, _filler(source, dtype, keep, bring, shard)
+    model, fill = source.spec, _filler(source, dtype, keep, bring, cut)
     outer = {t.name: fill(t) for t in spec.outer_tensors(model)}
     layers = tuple(_layer(model, n, held(n) if not model.is_dense(n) else [], fill) for n in range(model.layers))
     return Weights(outer["embedding"], layers, outer["norm"], outer.get("head", outer["embedding"]))
@@ -158,16 +162,16 @@ def load(source: Source, held: Held, dtype: np.dtype, keep: Keep = as_it_is,
 def take_over(weights: Weights, source: Source, more: Held, dtype: np.dtype, keep: Keep = as_it_is,
               bring: Bring | None = None) -> Weights:
     """`weights` with the experts `more` of each layer that has some, behind those that are there. As `load`."""
-    fill = _filler(source, dtype, keep, bring, WHOLE)
+    fill = _filler(source, dtype, keep, bring, whole)
     return replace(weights, layers=tuple(
         layer if layer.dense else replace(layer, experts=layer.experts + _experts(source.spec, n, more(n), fill))
         for n, layer in enumerate(weights.layers)))
 
 
 def experts(source: Source, layer: int, wanted: Sequence[int], dtype: np.dtype, keep: Keep = as_it_is,
-            bring: Bring | None = None, *, shard: Shard = WHOLE) -> tuple[Swiglu, ...]:
+            bring: Bring | None = None, *, cut: Cut = whole) -> tuple[Swiglu, ...]:
     """Some experts of a layer, in that order. As `load`."""
-    return _experts(source.spec, layer, wanted, _filler(source, dtype, keep, bring, shard))
+    return _experts(source.spec, layer, wanted, _filler(source, dtype, keep, bring, cut))
 
 
 def changed(weights: Weights, layer: int, slots: Mapping[int, Swiglu]) -> Weights:
@@ -184,9 +188,9 @@ def _experts(model: ModelSpec, layer: int, wanted: Sequence[int],
 
 
 def _filler(source: Source, dtype: np.dtype, keep: Keep, bring: Bring | None,
-            shard: Shard) -> Callable[[Tensor], Any]:
+            cut: Cut) -> Callable[[Tensor], Any]:
     def fill(tensor: Tensor) -> Any:
-        mine = piece(tensor, shard)
+        mine = cut(tensor)
         if mine is None:
             return None
         return bring(mine) if bring and len(mine.shape) > 1 else keep(mine, _fill(source, mine, dtype))
@@ -233,13 +237,13 @@ def _fill(source: Source, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     return out
 
 
-def size(model: ModelSpec, held: Held, taken: Callable[[Tensor], int], shard: Shard = WHOLE) -> dict[str, int]:
-    """Bytes of the weights of one rank, by part of the model; `taken` are those of one tensor. `shard` as in `load`."""
+def size(model: ModelSpec, held: Held, taken: Callable[[Tensor], int], cut: Cut = whole) -> dict[str, int]:
+    """Bytes of the weights of one rank, by part of the model; `taken` are those of one tensor. `cut` as in `load`."""
     parts: dict[str, int] = {}
     for layer in range(model.layers):
         mine = held(layer) if not model.is_dense(layer) else []
         for t in spec.layer_tensors(model, layer):
-            if (t.expert is None or t.expert in mine) and (kept := piece(t, shard)):
+            if (t.expert is None or t.expert in mine) and (kept := cut(t)):
                 parts[t.part] = parts.get(t.part, 0) + taken(kept)
     for t in spec.outer_tensors(model):
         parts[t.part] = parts.get(t.part, 0) + taken(t)

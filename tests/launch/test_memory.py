@@ -31,12 +31,12 @@ main()
 FULL = """
 import sys
 where = sys.argv.pop()
-from hpcmoe.engine import device, segments
-owner = {"load": device, "KvCache": segments}.get(where, segments.CpuSegments)
+from hpcmoe.engine import cpu, device, segments
+owner = {"load": device, "open_cache": cpu}.get(where, segments.CpuSegments)
 whole = getattr(owner, where)
 def full(first, second, *rest):
     from mpi4py import MPI
-    if MPI.COMM_WORLD.rank == 1 and (where in ("load", "KvCache") or second.layer == 2):
+    if MPI.COMM_WORLD.rank == 1 and (where in ("load", "open_cache") or second.layer == 2):
         raise MemoryError("Out of memory allocating 512 bytes (allocated so far: 7 bytes).")
     return whole(first, second, *rest)
 setattr(owner, where, full)
@@ -77,8 +77,8 @@ def test_what_the_gpus_do_not_hold_is_refused_before_anything_is_loaded(job, fre
 
 
 @pytest.mark.parametrize(("where", "mode"), [
-    ("load", "serial"), ("KvCache", "serial"), ("dispatch", "serial"), ("_expert", "serial"), ("_gate", "overlapped"),
-    ("_expert", "overlapped")])
+    ("load", "serial"), ("open_cache", "serial"), ("dispatch", "serial"), ("_expert", "serial"),
+    ("_gate", "overlapped"), ("_expert", "overlapped")])
 def test_memory_that_is_full_on_one_rank_ends_all_with_the_plan(job, where, mode):
     """On the main thread and on the worker's; while weights are loaded, and behind it."""
     ended = mpiexec(RANKS, "-c", FULL, "run", str(job), "--set", f"schedule.mode={mode}", where)
