@@ -41,7 +41,7 @@ def plan(world: World, job: Job, overwrite: bool, traced: bool, locked: ExitStac
     if job.checkpoint.on_failure == "shrink":
         ulfm.check(world.library, world.memory, job.exchange.transport)
     if job.parallel.expert_tensor > 1 and world.memory == "device":
-        raise JobError(f"parallel.expert_tensor = {job.parallel.expert_tensor}: on GPUs experts are not cut yet: set 1, "
+        raise JobError(f"parallel.expert_tensor = {job.parallel.expert_tensor}: GPUs do not cut experts yet: set 1, "
                        "or compute.device = cpu")
     found = inputs.read(job)
     placements = place(found.model.spec, world.size, job)

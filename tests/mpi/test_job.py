@@ -61,12 +61,14 @@ def wanted(folder: Path, name: str) -> list[list[int]]:
     return [reference.generate(model.spec, weights, found[i], NEW) for i in range(len(found))]
 
 
-@pytest.mark.parametrize("name, shards", [("tiny", 1), ("all experts", 1), ("one expert", 1), ("no experts", 1),
-                                          ("tiny", 2), ("no experts", 2)])
-def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name, shards):
-    if comm.size % shards:
-        pytest.skip(f"{comm.size} ranks are no groups of {shards}")
-    made, _ = run(comm, folder, name, f"{name}-{shards}.h5", f"parallel.expert_tensor={shards}")
+@pytest.mark.parametrize("name, shards, team", [
+    ("tiny", 1, 1), ("all experts", 1, 1), ("one expert", 1, 1), ("no experts", 1, 1), ("latent", 1, 1),
+    ("sinks and biases", 1, 1), ("tiny", 2, 1), ("no experts", 2, 2), ("latent", 1, 2), ("sinks and biases", 2, 4)])
+def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name, shards, team):
+    if comm.size % shards or comm.size % team:
+        pytest.skip(f"{comm.size} ranks are no groups of {shards}, or no teams of {team}")
+    made, _ = run(comm, folder, name, f"{name}-{shards}-{team}.h5", f"parallel.expert_tensor={shards}",
+                  f"parallel.attention_tensor={team}")
     problems = []
     if comm.rank == 0:
         got = results.answers(Path(made.output))
@@ -94,7 +96,7 @@ def test_schedules_and_modes_give_equal_bits(comm, folder, everywhere, name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["tiny", "attention extras", "sigmoid groups", "window"])
+@pytest.mark.parametrize("name", ["tiny", "attention extras", "sigmoid groups", "window", "latent"])
 def test_reproducible_jobs_have_equal_bits_at_any_number_of_ranks(comm, folder, everywhere, name, dtype):
     """On all ranks, scheduled and exchanged in several ways, and on rank 0 alone in steps of another size."""
     settings = ("compute.reproducible=true", f"compute.dtype={dtype}", "generate.temperature=1.0")
