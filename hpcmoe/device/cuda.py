@@ -1,15 +1,19 @@
 """Kernels by name, the events of streams, and memory that both sides reach."""
 
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cupy
 import numpy as np
+from cupy.cuda import nvrtc
 
 FOLDER = Path(__file__).parent
 NOTHING = np.uintp(0)
 """A null pointer."""
+FOR_HOPPER = {"absorbed"}
+"""Files with instructions of compute capability 9.0 that others do not have."""
 THREADS = 256
 """Of a block, where nothing else is said."""
 SHARED = 48 * 1024
@@ -18,8 +22,28 @@ SHARED = 48 * 1024
 
 @cache
 def _module(file: str) -> cupy.RawModule:
-    code = (FOLDER / "common.cuh").read_text() + (FOLDER / f"{file}.cu").read_text()
-    return cupy.RawModule(code=code, options=("-default-device",))
+    if file in FOR_HOPPER:
+        return _for_hopper(_code("common.cuh", "wgmma.cuh", f"{file}.cu"))
+    return cupy.RawModule(code=_code("common.cuh", f"{file}.cu"), options=("-default-device",))
+
+
+def _code(*files: str) -> str:
+    return "".join((FOLDER / file).read_text() for file in files)
+
+
+def _for_hopper(code: str) -> cupy.RawModule:
+    """With the instructions that Hopper alone has, for which CuPy has no option."""
+    program = nvrtc.createProgram(code, "", (), ())
+    try:
+        nvrtc.compileProgram(program, ("-default-device", "-arch=sm_90a"))
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(nvrtc.getCUBIN(program))
+            file.flush()
+            return cupy.RawModule(path=file.name)  # which loads it
+    except nvrtc.NVRTCError:
+        raise RuntimeError(nvrtc.getProgramLog(program)) from None
+    finally:
+        nvrtc.destroyProgram(program)
 
 
 @cache
@@ -34,7 +58,8 @@ def across(width: int, most: int = THREADS) -> int:
     return -(-vectors // (32 * turns)) * 32
 
 
-def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, threads: int = THREADS, shared: int = 0) -> None:
+def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, threads: int | tuple[int, ...] = THREADS,
+           shared: int = 0) -> None:
     """Runs "file.kernel" over a grid of blocks on the current stream; an empty grid runs nothing.
 
     Arguments are arrays, NumPy's in pinned memory too, Python's int (32 bits) and float (32 bits), None, or a scalar of
@@ -45,13 +70,20 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, threads: i
         function = _kernel(*kernel.split("."))
         if shared > SHARED:
             function.max_dynamic_shared_size_bytes = shared
-        function(grid, (threads,), tuple(map(_argument, arguments)), shared_mem=shared)
+        block = threads if isinstance(threads, tuple) else (threads,)
+        function(grid, block, tuple(map(_argument, arguments)), shared_mem=shared)
 
 
 @cache
 def copies_in_bulk() -> bool:
     """Whether this GPU's copy engines move rows to and from shared memory (Hopper's and later ones')."""
     return int(cupy.cuda.Device().compute_capability) >= 90
+
+
+@cache
+def is_hopper() -> bool:
+    """Whether this GPU has what is in `FOR_HOPPER`."""
+    return int(cupy.cuda.Device().compute_capability) == 90
 
 
 def _argument(value: Any) -> Any:

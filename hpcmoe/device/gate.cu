@@ -32,13 +32,14 @@ __device__ __forceinline__ unsigned ordered(float value) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// A warp per token, whose lanes hold PER experts each: E up to 32 PER. logits [T, E], bias [E] or null, expert and weight
-// [T, K], load [E] (added to). The experts of so many `sampled` tokens go to sample, `apart` values from one another.
-// Dynamic shared memory: K floats for each warp of the block; E + groups more with groups.
+// A warp per token, whose lanes hold PER experts each: E up to 32 PER. logits [T, E], bias (of the choice) and added (to
+// logits) [E] or null, expert and weight [T, K], load [E] (added to). The experts of so many `sampled` tokens go to
+// sample, `apart` values from one another. Dynamic shared memory: K floats for each warp of the block; E + groups more
+// with groups.
 template <int PER>
-__device__ __forceinline__ void choose_from(const float *logits, const float *bias, int *expert, float *weight,
-                                            unsigned long long *load, int T, int E, int K, int score, int groups,
-                                            int groups_kept, int counted, int renormalise, int round_logits,
+__device__ __forceinline__ void choose_from(const float *logits, const float *bias, const float *added, int *expert,
+                                            float *weight, unsigned long long *load, int T, int E, int K, int score,
+                                            int groups, int groups_kept, int counted, int renormalise, int round_logits,
                                             int round_weights, float scale, short *sample, int sampled, int apart) {
     extern __shared__ float memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = blockIdx.x * (blockDim.x / 32) + warp;
@@ -49,7 +50,7 @@ __device__ __forceinline__ void choose_from(const float *logits, const float *bi
 #pragma unroll
     for (int i = 0; i < PER; i++) {
         int e = lane + 32 * i;
-        scores[i] = e < E ? logits[(long long)t * E + e] : -INFINITY;
+        scores[i] = e < E ? logits[(long long)t * E + e] + (added ? added[e] : 0) : -INFINITY;
         if (round_logits) scores[i] = rounded(scores[i]);
         top = fmaxf(top, scores[i]);
     }
@@ -132,10 +133,10 @@ __device__ __forceinline__ void choose_from(const float *logits, const float *bi
 
 #define CHOOSE(PER) \
     extern "C" __global__ void choose_##PER( \
-        const float *logits, const float *bias, int *expert, float *weight, unsigned long long *load, int T, int E, \
-        int K, int score, int groups, int groups_kept, int counted, int renormalise, int round_logits, \
-        int round_weights, float scale, short *sample, int sampled, int apart) { \
-        choose_from<PER>(logits, bias, expert, weight, load, T, E, K, score, groups, groups_kept, counted, \
+        const float *logits, const float *bias, const float *added, int *expert, float *weight, \
+        unsigned long long *load, int T, int E, int K, int score, int groups, int groups_kept, int counted, \
+        int renormalise, int round_logits, int round_weights, float scale, short *sample, int sampled, int apart) { \
+        choose_from<PER>(logits, bias, added, expert, weight, load, T, E, K, score, groups, groups_kept, counted, \
                          renormalise, round_logits, round_weights, scale, sample, sampled, apart); \
     }
 CHOOSE(8)

@@ -89,8 +89,10 @@ def make_map(placement: Placement, near: np.ndarray) -> Map:
 
 
 def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Route, load: cupy.ndarray,
-           sample: cupy.ndarray | None = None) -> None:
+           sample: cupy.ndarray | None = None, added: cupy.ndarray | None = None) -> None:
     """The top K experts of each token, from logits `[T, E]` float32; load `[E]` uint64 or longer counts them.
+
+    bias `[E]` counts in the choice only, added `[E]` belongs to the logits, both float32.
 
     sample `[s, K]` int16 gets those of the tokens `types.sampled(T)`, of which there are `s` or fewer.
     """
@@ -99,8 +101,8 @@ def choose(moe: Moe, logits: cupy.ndarray, bias: cupy.ndarray | None, route: Rou
     held = moe.top_k + (E + groups if groups > 1 else 0)
     warps = max(1, min(4, 48 * 1024 // (4 * held)))
     kept, apart = (0, 0) if sample is None else (min(SAMPLED, T), sample.strides[0] // 2)
-    launch(f"gate.choose_{next(per for per in PER_LANE if 32 * per >= E)}", -(-T // warps), logits, bias, route.expert,
-           route.weight, load, T, E, moe.top_k, SCORES.index(moe.score), groups, moe.groups_kept, counted,
+    launch(f"gate.choose_{next(per for per in PER_LANE if 32 * per >= E)}", -(-T // warps), logits, bias, added,
+           route.expert, route.weight, load, T, E, moe.top_k, SCORES.index(moe.score), groups, moe.groups_kept, counted,
            moe.renormalise, moe.round_logits, moe.round_weights, float(moe.scale), sample, kept, apart,
            threads=32 * warps, shared=4 * warps * held)
 

@@ -48,7 +48,7 @@ class Gemm:
 
     def __init__(self) -> None:
         self._handle = cublasLt.create()
-        self._workspace = cupy.empty(WORKSPACE, np.uint8)
+        self.workspace = cupy.empty(WORKSPACE, np.uint8)
         self._preference = cublasLt.matmul_preference_create()
         _set(cublasLt.matmul_preference_set_attribute, self._preference,
              cublasLt.MatmulPreferenceAttribute.MAX_WORKSPACE_BYTES, WORKSPACE, np.uint64)
@@ -88,7 +88,7 @@ class Gemm:
         a, b, d = plan.layouts
         cublasLt.matmul(self._handle, plan.operation, ONE.ctypes.data, weight.data.ptr, a, x.data.ptr, b,
                         NONE.ctypes.data, out.data.ptr, d, out.data.ptr, d, plan.algorithm.ptr,
-                        self._workspace.data.ptr, WORKSPACE, cupy.cuda.get_current_stream().ptr)
+                        self.workspace.data.ptr, WORKSPACE, cupy.cuda.get_current_stream().ptr)
 
     def _describe(self, x: cupy.ndarray, weight: cupy.ndarray, out: cupy.ndarray,
                   bias: cupy.ndarray | None) -> tuple[int, tuple[int, int, int]]:

@@ -1,7 +1,13 @@
 // RMS norm; twin: kernels/norm.py.
 
+// A normed value times its weight, rounded before the weight too, but where `weight_first`.
+__device__ __forceinline__ bf16 weighed(float value, float weight, int weight_first) {
+    return narrow(weight * (weight_first ? value : rounded(value)));
+}
+
 // A block per row: out[row] = norm of x[index ? index[row] : row], `[H]` each.
-extern "C" __global__ void rms_norm(const bf16 *x, const int *index, const float *weight, bf16 *out, int H, float eps) {
+extern "C" __global__ void rms_norm(const bf16 *x, const int *index, const float *weight, bf16 *out, int H, float eps,
+                                    int weight_first) {
     __shared__ float shared[32];
     const bf16 *row = x + (long long)(index ? index[blockIdx.x] : blockIdx.x) * H;
     out += (long long)blockIdx.x * H;
@@ -13,13 +19,14 @@ extern "C" __global__ void rms_norm(const bf16 *x, const int *index, const float
     float scale = 1 / sqrtf(block_sum(sum, shared) / H + eps);
     for (int h = threadIdx.x * 8; h < H; h += blockDim.x * 8) {
         Eight some = *(const Eight *)(row + h);
-        for (int i = 0; i < 8; i++) some.value[i] = narrow(weight[h + i] * rounded(wide(some.value[i]) * scale));
+        for (int i = 0; i < 8; i++) some.value[i] = weighed(wide(some.value[i]) * scale, weight[h + i], weight_first);
         *(Eight *)(out + h) = some;
     }
 }
 
 // A block per row: x += y, and out = norm of the sum.
-extern "C" __global__ void add_norm(bf16 *x, const bf16 *y, const float *weight, bf16 *out, int H, float eps) {
+extern "C" __global__ void add_norm(bf16 *x, const bf16 *y, const float *weight, bf16 *out, int H, float eps,
+                                    int weight_first) {
     __shared__ float shared[32];
     long long first = (long long)blockIdx.x * H;
     float sum = 0;
@@ -35,7 +42,7 @@ extern "C" __global__ void add_norm(bf16 *x, const bf16 *y, const float *weight,
     float scale = 1 / sqrtf(block_sum(sum, shared) / H + eps);
     for (int h = threadIdx.x * 8; h < H; h += blockDim.x * 8) {
         Eight some = *(const Eight *)(x + first + h);  // each thread reads what it wrote
-        for (int i = 0; i < 8; i++) some.value[i] = narrow(weight[h + i] * rounded(wide(some.value[i]) * scale));
+        for (int i = 0; i < 8; i++) some.value[i] = weighed(wide(some.value[i]) * scale, weight[h + i], weight_first);
         *(Eight *)(out + first + h) = some;
     }
 }

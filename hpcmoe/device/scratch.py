@@ -25,3 +25,26 @@ def parts(heads: int, head_dim: int, slots: int, length: int) -> tuple[int, int,
     """The parts of sums that `attention.decode` keeps, `[tokens, heads, chunks of keys, head_dim + 2]` float32."""
     chunks = -(-whole_blocks(length) // CHUNK)
     return max(1, min(slots, PARTS // (heads * chunks * (head_dim + 2)))), heads, chunks, head_dim + 2
+
+
+ABSORBED = 512, 64
+"""The vector and the turned key that absorbed.cu is made for, in values: DeepSeek's, and of all that took it over."""
+WORKERS = 160
+"""Blocks of absorbed.cu that work at once, at most: more than any Hopper has multiprocessors."""
+TOGETHER = 64
+"""Heads of a block of absorbed.cu."""
+PIECE = 1 << 24
+"""Values of absorbed queries that are there at once, where one token does not need more."""
+PLAIN = 1 << 27
+"""Values of plain keys and values of a sequence that are there at once, where one head does not need more."""
+
+
+def pieces(heads: int, rank: int) -> int:
+    """Tokens whose absorbed queries are there at once."""
+    return max(1, PIECE // (heads * rank))
+
+
+def at_once(heads: int, width: int, length: int) -> int:
+    """Heads whose keys and values, `width` values together, are there at once for all positions; divides heads."""
+    most = max(1, PLAIN // (whole_blocks(length) * width))
+    return max(h for h in range(1, heads + 1) if heads % h == 0 and h <= most)

@@ -1,7 +1,9 @@
 """SwiGLU; swiglu.cu. Twins: `kernels.swiglu`, `model.expert`."""
 
 import cupy
+import numpy as np
 
+from hpcmoe.array import BFLOAT16
 from hpcmoe.device.cuda import launch
 from hpcmoe.device.gemm import Gemm
 
@@ -9,17 +11,21 @@ ACTIVATED = 64
 """Threads of a block of `activate`: small ones, so that few rows lie on many multiprocessors."""
 
 
-def swiglu(gemm: Gemm, x: cupy.ndarray, gate_up: cupy.ndarray, down: cupy.ndarray,
-           out: cupy.ndarray | None = None) -> cupy.ndarray:
-    """x `[T, H]`, gate_up `[2 I, H]` (gate rows first), down `[H, I]` -> `[T, H]`, all uint16."""
-    return gemm(activate(gemm(x, gate_up)), down, out)
+def swiglu(gemm: Gemm, x: cupy.ndarray, gate_up: cupy.ndarray, down: cupy.ndarray, out: cupy.ndarray | None = None,
+           gate_up_bias: cupy.ndarray | None = None, down_bias: cupy.ndarray | None = None,
+           limit: float = 0) -> cupy.ndarray:
+    """x `[T, H]`, gate_up `[2 I, H]` (gate rows first), down `[H, I]`, their biases -> `[T, H]`, all uint16; `limit` as
+    in `spec.Moe`."""
+    return gemm(activate(gemm(x, gate_up, bias=gate_up_bias), limit), down, out, down_bias)
 
 
-def activate(both: cupy.ndarray) -> cupy.ndarray:
-    """silu(gate) * up of `[T, 2 I]` uint16 (gate first) -> `[T, I]`."""
+def activate(both: cupy.ndarray, limit: float = 0) -> cupy.ndarray:
+    """silu(gate) * up of `[T, 2 I]` uint16 (gate first) -> `[T, I]`; with a limit as
+    `kernels.swiglu.activate_within`."""
     out = cupy.empty((len(both), both.shape[1] // 2), both.dtype)
-    launch("swiglu.activate", -(-out.size // (8 * ACTIVATED)), both, out, cupy.int64(out.size), out.shape[1],
-           threads=ACTIVATED)
+    more = (float(np.float32(BFLOAT16.type(limit))),) if limit else ()
+    launch(f"swiglu.activate{'_within' * bool(limit)}", -(-out.size // (8 * ACTIVATED)), both, out,
+           cupy.int64(out.size), out.shape[1], *more, threads=ACTIVATED)
     return out
 
 

@@ -17,13 +17,13 @@ from hpcmoe.files.drawn import Drawn
 from hpcmoe.files.model import ModelFile, Source, not_finite, stored_blocks
 from hpcmoe.spec import Tensor
 
-ADDED_BY_GEMM = "attention/qkv_bias"
+ADDED_BY_GEMM = {"attention/qkv_bias", "attention/o_bias", "experts/gate_up_bias", "experts/down_bias"}
 BUFFERS = 2
 
 
 def keep(tensor: Tensor, values: np.ndarray) -> cupy.ndarray:
-    """Matrices, and the bias that a product adds, as bfloat16 (uint16); other vectors as they are, float32."""
-    wide = values.ndim == 1 and tensor.kind != ADDED_BY_GEMM
+    """Matrices, and the biases that products add, as bfloat16 (uint16); other vectors as they are, float32."""
+    wide = values.ndim == 1 and tensor.kind not in ADDED_BY_GEMM
     return cupy.asarray(values if wide else array.narrow(values))
 
 

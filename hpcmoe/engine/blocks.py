@@ -8,33 +8,44 @@ import cupy
 import numpy as np
 
 from hpcmoe.config import Generate
-from hpcmoe.device import attention, choice, norm, rows
-from hpcmoe.device.attending import Attending
+from hpcmoe.device import attention, choice, latent, norm, rows
+from hpcmoe.device.attending import Attending, look
 from hpcmoe.device.attention import KvCache
 from hpcmoe.device.gate import Map, choose, count_moved, make_map, make_route, order, spread
 from hpcmoe.device.gemm import Gemm
 from hpcmoe.device.graph import Graphs
+from hpcmoe.device.heads import Heads
+from hpcmoe.device.latent import LatentAttending, LatentCache
 from hpcmoe.device.scratch import BLOCK, RECURRING
 from hpcmoe.device.swiglu import swiglu, weigh
 from hpcmoe.engine.room import Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.exchange.replicas import Near
 from hpcmoe.kernels.choice import uniform
-from hpcmoe.model.weights import Attention, Shared, Weights
+from hpcmoe.model.weights import Attention, LatentAttention, Shared, Swiglu, Weights
 from hpcmoe.slots import Placement, Placements
 from hpcmoe.spec import ModelSpec
+
+Cache = KvCache | LatentCache
+
+
+def open_cache(model: ModelSpec, slots: int, length: int) -> Cache:
+    """The cache that the model's attention needs."""
+    return (LatentCache if model.attention.latent else KvCache)(model, slots, length)
 
 
 class Blocks:
     """A rank's layers but for their exchanges, on one stream, which is current in all calls."""
 
-    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, near: Sequence[Near],
+    def __init__(self, model: ModelSpec, weights: Weights, cache: Cache, placements: Placements, near: Sequence[Near],
                  exact: frozenset[int], stream: cupy.cuda.Stream, timer: Timer) -> None:
         """near `[L]`: of each layer's replicas; exact as in `layer.Segments`."""
         self._exact = exact
         self.model, self.weights, self._cache, self._timer = model, weights, cache, timer
         self._ranks = placements[0].ranks
-        self.gemm, self._attending, self._graphs = Gemm(), Attending(model, cache, stream), Graphs(stream)
+        self.gemm, self._graphs = Gemm(), Graphs(stream)
+        self._attending = (LatentAttending(model, cache, stream, Heads(stream, self.gemm.workspace))
+                           if isinstance(cache, LatentCache) else Attending(model, cache, stream))
         made = {id(placement): make_map(placement, to.slot) for placement, to in zip(placements, near) if model.moe}
         self.maps: list[Map | None] = [made.get(id(placement)) for placement in placements]
         self._bias: cupy.ndarray | None = None
@@ -69,7 +80,8 @@ class Blocks:
         slots = np.repeat([span.slot for span in batch.spans], [span.rows for span in batch.spans])
         token, work.slot, work.position = (mirror.send(values) for mirror, values in (
             (room.token, batch.token), (room.slot, slots), (room.position, batch.position)))
-        work.x, work.sight = room.x[:batch.rows], self._attending.look(batch, room.row, room.lengths)
+        work.x = room.x[:batch.rows]
+        work.sight = look(batch, self._attending.by_cudnn, room.row, room.lengths)
         room.load[...] = 0
 
         def embed_and_on() -> None:
@@ -97,21 +109,21 @@ class Blocks:
         return nullcontext() if self._timer.inside else self._timer.stage(name, work.layer, work.number, count)
 
     def _on(self, work: Work) -> None:
-        eps, T = self.model.norm_eps, work.batch.rows
+        eps, weight_first, T = self.model.norm_eps, self.model.norm_weight_first, work.batch.rows
         for layer in range(work.layer, self.model.layers):
             work.layer, weights, normed = layer, self.weights.layers[layer], work.room.normed[:T]
             with self.stage("attention", work, T):
-                mixed = self._attention(work, norm.rms_norm(work.x, weights.attention.norm, eps))
-                norm.add_norm(work.x, mixed, weights.norm, eps, normed)
+                mixed = self._attention(work, norm.rms_norm(work.x, weights.attention.norm, eps, None, weight_first))
+                norm.add_norm(work.x, mixed, weights.norm, eps, normed, weight_first)
                 if weights.dense:
-                    norm.add(work.x, swiglu(self.gemm, normed, weights.dense.gate_up, weights.dense.down))
+                    norm.add(work.x, self.feed_forward(weights.dense, normed))
                     continue
             self._gate(work, normed)
             if not self.at_home:
                 return
             with self.stage("expert", work, T):
                 expert, = weights.experts
-                answers = swiglu(self.gemm, normed, expert.gate_up, expert.down)
+                answers = self.feed_forward(expert, normed, limit=self._moe.limit)
                 shared = self.shared(weights.shared, normed) if weights.shared else None
             with self.stage("combine", work, T):
                 rows.combine(work.x, answers, shared, work.room.route, work.room.zero, self._moe.round_weights)
@@ -121,18 +133,46 @@ class Blocks:
         assert self.model.moe is not None
         return self.model.moe
 
+    def feed_forward(self, weights: Swiglu, x: cupy.ndarray, out: cupy.ndarray | None = None,
+                     limit: float = 0) -> cupy.ndarray:
+        """x `[T, H]` -> `[T, H]`, to `out` if given; `limit` as in `spec.Moe`."""
+        return swiglu(self.gemm, x, weights.gate_up, weights.down, out, weights.gate_up_bias, weights.down_bias, limit)
+
     def _attention(self, work: Work, normed: cupy.ndarray) -> cupy.ndarray:
         """What the attention of the layer adds to its tokens, `[T, H]`."""
         a, weights, T = self.model.attention, self.weights.layers[work.layer].attention, work.batch.rows
-        assert isinstance(weights, Attention)
+        room = T + BLOCK if work.sight.spans else T
+        q, mixed = (cupy.empty((room, width), np.uint16) for width in (a.query_width, a.mixed_width))
+        if isinstance(weights, LatentAttention):
+            self._with_latent(work, weights, normed, q, mixed)
+        else:
+            self._grouped(work, weights, normed, q, mixed)
+        return self.gemm(mixed[:T], weights.o, bias=weights.o_bias)
+
+    def _grouped(self, work: Work, weights: Attention, normed: cupy.ndarray, q: cupy.ndarray,
+                 mixed: cupy.ndarray) -> None:
+        """The answers of all heads go to mixed `[T + BLOCK, mixed_width]`; q `[T + BLOCK, query_width]` is room."""
+        a, cache = self.model.attention, self._cache
+        assert isinstance(cache, KvCache) and isinstance(self._attending, Attending)
         qkv = self.gemm(normed, weights.qkv, bias=weights.bias)
         for first, width, weight in ((0, a.query_width, weights.q_norm), (a.query_width, a.kv_width, weights.k_norm)):
             if weight is not None:
                 norm.head_norm(qkv, first, width, weight, self.model.norm_eps)
-        q, mixed = (cupy.empty((T + BLOCK if work.sight.spans else T, a.query_width), np.uint16) for _ in range(2))
-        attention.extend(self.model, qkv, self._cache, work.layer, work.slot, work.position, q)
-        self._attending(q, work.layer, work.slot, work.position, work.sight, mixed)
-        return self.gemm(mixed[:T], weights.o)
+        attention.extend(self.model, qkv, cache, work.layer, work.slot, work.position, q)
+        self._attending(q, work.layer, work.slot, work.position, work.sight, mixed, weights.sinks)
+
+    def _with_latent(self, work: Work, weights: LatentAttention, normed: cupy.ndarray, q: cupy.ndarray,
+                     mixed: cupy.ndarray) -> None:
+        """As `_grouped`."""
+        c, cache, inner = latent.shape(self.model), self._cache, normed
+        assert isinstance(cache, LatentCache) and isinstance(self._attending, LatentAttending)
+        if weights.q_a is not None:
+            inner = self.gemm(normed, weights.q_a)
+            norm.head_norm(inner, 0, c.query_rank, weights.q_a_norm, c.norm_eps)
+        self.gemm(inner, weights.q, q[:work.batch.rows])
+        both = self.gemm(normed, weights.kv_a)
+        latent.keep(self.model, q, both, weights.kv_a_norm, cache, work.layer, work.slot, work.position)
+        self._attending(q, weights.kv_b, work.layer, work.slot, work.position, work.sight, mixed)
 
     def _gate(self, work: Work, normed: cupy.ndarray) -> None:
         weights, route = self.weights.layers[work.layer].gate, work.room.route
@@ -144,11 +184,11 @@ class Blocks:
             assert chosen is not None
             load, sample = work.room.load[work.layer], work.room.sample[:, work.layer]
             if self._bias is None:
-                choose(self._moe, logits, weights.bias, chosen, load, sample)
+                choose(self._moe, logits, weights.bias, chosen, load, sample, weights.logit_bias)
             else:
                 plain, unused = self._plain
-                choose(self._moe, logits, weights.bias, plain, unused)
-                choose(self._moe, logits, self._bias[work.layer], chosen, load, sample)
+                choose(self._moe, logits, weights.bias, plain, unused, added=weights.logit_bias)
+                choose(self._moe, logits, self._bias[work.layer], chosen, load, sample, weights.logit_bias)
                 count_moved(chosen, plain, T, load[-1:])
             if at.replicas:
                 order(chosen, at.replicas.itself, T, self._moe.experts)
@@ -167,7 +207,7 @@ class Blocks:
 
     def shared(self, weights: Shared, normed: cupy.ndarray) -> cupy.ndarray:
         """The shared expert's answer to tokens `[T, H]`."""
-        y = swiglu(self.gemm, normed, weights.swiglu.gate_up, weights.swiglu.down)
+        y = self.feed_forward(weights.swiglu, normed)
         if weights.gate is not None:
             weigh(y, self.gemm(normed, weights.gate))
         return y
@@ -177,7 +217,8 @@ class Blocks:
         """Of a part of the wanted rows: tokens, log-probabilities, and logits where they are kept."""
         batch, room = work.batch, work.room
         wanted = batch.wanted[part]
-        normed = norm.rms_norm(work.x, self.weights.norm, self.model.norm_eps, room.wanted.send(wanted))
+        normed = norm.rms_norm(work.x, self.weights.norm, self.model.norm_eps, room.wanted.send(wanted),
+                               self.model.norm_weight_first)
         logits = self.gemm(normed, self.weights.head)
         u = np.zeros(len(wanted))
         if rules.temperature:

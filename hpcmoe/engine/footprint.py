@@ -7,11 +7,24 @@ logits are wanted; N rows that the fullest rank computes. Values are bfloat16, 2
 from dataclasses import dataclass
 from math import prod
 
-from hpcmoe.device.scratch import BLOCK, LOGITS, RECURRING, TILE, WORKSPACE, parts, whole_blocks
+from hpcmoe.device.scratch import (
+    ABSORBED,
+    BLOCK,
+    LOGITS,
+    RECURRING,
+    TILE,
+    TOGETHER,
+    WORKERS,
+    WORKSPACE,
+    at_once,
+    parts,
+    pieces,
+    whole_blocks,
+)
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache
 from hpcmoe.slots import Placements, most
-from hpcmoe.spec import ModelSpec, Tensor
+from hpcmoe.spec import Attention, Latent, ModelSpec, Tensor
 
 GRANULE = 1 << 21
 """Bytes of a page of CUDA's: what is larger than half of one takes whole pages."""
@@ -65,10 +78,18 @@ def tensor(found: Tensor) -> int:
 
 def kv_cache(model: ModelSpec, sequences: int, length: int) -> int:
     """Bytes of a `device.attention.KvCache`: keys and values, a cosine and a sine for each pair of a head, the parts of
-    sums along long sequences."""
+    sums along long sequences. Or of a `device.latent.LatentCache`, with what attention to it takes once."""
     a, length = model.attention, whole_blocks(length)
-    split = 4 * prod(parts(a.heads, a.head_dim, sequences, length))
-    return cache.size(model, sequences, length, 2) + 2 * length * a.head_dim + split
+    kept = cache.size(model, sequences, length, 2) + 2 * length * a.turning
+    return kept + (_latent(a, a.latent, length) if a.latent else
+                   4 * prod(parts(a.heads, a.head_dim, sequences, length)))
+
+
+def _latent(a: Attention, c: Latent, length: int) -> int:
+    """Plain keys and values of one sequence, for the heads that are computed at once; the parts of absorbed sums."""
+    width = a.query_dim + c.value_dim
+    plain = 2 * at_once(a.heads, width, length) * length * width
+    return plain + (4 * 2 * WORKERS * TOGETHER * (c.rank + 2) if (c.rank, c.rotary_dim) == ABSORBED else 0)
 
 
 def exchange(step: Step) -> int:
@@ -111,9 +132,25 @@ def _attention(step: Step) -> int:
     """The normed input, queries with keys and values, the turned queries, attention's output `[T, heads * head_dim]`,
     and the block's `[T, H]`, that of the layer before beside it; then the gate's float32 logits. Once more for the
     tokens that graphs take, which have a pool of their own."""
-    a, T = step.model.attention, step.tokens + min(step.wanted, RECURRING)
-    values = T * (3 * step.model.hidden + 3 * a.query_width + 2 * a.kv_width) + 2 * BLOCK * a.query_width
+    a, H, T = step.model.attention, step.model.hidden, step.tokens + min(step.wanted, RECURRING)
+    if a.latent:
+        values = T * (3 * H + _latent_values(a, a.latent)) + BLOCK * (a.query_width + a.mixed_width)
+        values += _absorbed(a, a.latent, step.tokens) + _absorbed(a, a.latent, min(step.wanted, RECURRING))
+    else:
+        values = T * (3 * H + 3 * a.query_width + 2 * a.kv_width) + 2 * BLOCK * a.query_width
     return 2 * values + 4 * T * step.model.experts
+
+
+def _latent_values(a: Attention, c: Latent) -> int:
+    """Of a token: the vector for its query, the query, what is kept, and the answers of all heads."""
+    return c.query_rank + a.query_width + c.rank + c.rotary_dim + a.mixed_width
+
+
+def _absorbed(a: Attention, c: Latent, tokens: int) -> int:
+    """Values of the absorbed form: queries with what turns of them, as vectors too, and answers, as they come and as
+    they go, of some tokens at once."""
+    each = a.query_width + a.heads * (2 * c.rank + c.rotary_dim) + a.mixed_width
+    return min(tokens, pieces(a.heads, c.rank)) * each
 
 
 def _feed_forward(step: Step) -> int:

@@ -11,14 +11,12 @@ import numpy as np
 
 from hpcmoe.config import Generate
 from hpcmoe.device import gate, rows
-from hpcmoe.device.attention import KvCache
 from hpcmoe.device.cuda import Event, to_host
 from hpcmoe.device.grouped import Grouped
 from hpcmoe.device.limits import check_model
 from hpcmoe.device.scratch import LOGITS
-from hpcmoe.device.swiglu import swiglu
 from hpcmoe.engine import relaying
-from hpcmoe.engine.blocks import Blocks
+from hpcmoe.engine.blocks import Blocks, Cache, open_cache
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.lanes import Lanes, sent_by
 from hpcmoe.engine.layer import Team
@@ -41,7 +39,7 @@ from hpcmoe.types import Batch, Layout, Outcome, dense, sampled
 class GpuSegments:
     """A rank's model, cache and exchanges. A `layer.Segments`; all of it runs on the main thread."""
 
-    def __init__(self, model: ModelSpec, weights: Weights, cache: KvCache, placements: Placements, rank: int,
+    def __init__(self, model: ModelSpec, weights: Weights, cache: Cache, placements: Placements, rank: int,
                  lanes: Lanes, rooms: Sequence[Room], watch: Watch | Unwatched, rules: Generate,
                  keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
         """`lanes`, and one room for each, of the micro-batches of a step; else as `segments.CpuSegments`."""
@@ -61,6 +59,7 @@ class GpuSegments:
         self._packing.tell = self.clock.add
         self._classes = classes(nodes, rank)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
+        self._limit = model.moe.limit if model.moe else 0.0
         self.moe_layers: Sequence[int] = self._blocks.exchanged
         self.team: Team | None = None
 
@@ -263,9 +262,9 @@ class GpuSegments:
                 x = rows.take(arrived, index, landing.rows, H)
             expert, = slots
             if layout.place is None:
-                swiglu(self._blocks.gemm, x, expert.gate_up, expert.down, out[:layout.rows])
+                self._blocks.feed_forward(expert, x, out[:layout.rows], self._limit)
             else:
-                answers = swiglu(self._blocks.gemm, x, expert.gate_up, expert.down)
+                answers = self._blocks.feed_forward(expert, x, limit=self._limit)
                 rows.put(answers, work.room.target_row.send(layout.place), out)
 
     def _sorted_experts(self, work: Work, slots: Sequence[Swiglu]) -> None:
@@ -282,17 +281,17 @@ class GpuSegments:
         with self._compute:
             work.own.hold(self._compute)
             x = rows.take(arrived, work.room.source.send(lie[plan.row]), len(plan.row), H)
-            answers = self._grouped(x, plan.slot_counts.tolist(), [slot.gate_up for slot in slots],
-                                    [slot.down for slot in slots])
+            answers = self._grouped(x, plan.slot_counts.tolist(), [(slot.gate_up, slot.gate_up_bias) for slot in slots],
+                                    [(slot.down, slot.down_bias) for slot in slots], self._limit)
             rows.put(answers, work.room.target_row.send(to), out)
 
 
 def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,
                 rules: Generate, way: Way, micro_batches: int, keep_logits: bool, nodes: Sequence[int],
-                trace: Untraced | None, cache: KvCache | None) -> GpuSegments:
+                trace: Untraced | None, cache: Cache | None) -> GpuSegments:
     """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
     check_model(model)
-    cache = cache or KvCache(model, sizes.sequences, sizes.length)
+    cache = cache or open_cache(model, sizes.sequences, sizes.length)
     lanes = Lanes(comm, watch.idle, way, micro_batches, model.experts)
     replicated = any(placement.replicated for placement in placements)
     rooms = [Room(model, sizes.tokens, comm.size, replicated) for _ in range(micro_batches)]

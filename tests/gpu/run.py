@@ -17,8 +17,8 @@ LIMIT = 600
 
 def run(ranks: int, *words: str) -> bool:
     """Whether the tests pass."""
-    command = [sys.executable, str(HERE / "rank.py"), "-m", "pytest",
-               *(str(HERE / f"test_{name}.py") for name in ("kernels", "weights", "memory", "jobs")), *words]
+    files = [str(HERE / f"test_{name}.py") for name in ("kernels", "attention", "weights", "memory", "jobs")]
+    command = [sys.executable, str(HERE / "rank.py"), "-m", "pytest", *files, *words]
     if ranks:
         mpiexec = Path(sys.executable).with_name("mpiexec")
         command = [str(mpiexec), "-n", str(ranks), sys.executable, str(HERE / "rank.py"), "-m", "pytest", "-x",
@@ -36,8 +36,9 @@ def run_checked() -> bool:
     if not Path(program).exists():
         print("skipped: compute-sanitizer is not installed")
         return True
+    files = [str(HERE / f"test_{name}.py") for name in ("kernels", "attention")]
     command = [program, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9", sys.executable,
-               str(HERE / "rank.py"), "-m", "pytest", "-q", str(HERE / "test_kernels.py"), *sys.argv[1:]]
+               str(HERE / "rank.py"), "-m", "pytest", "-q", *files, *sys.argv[1:]]
     return subprocess.run(command, timeout=LIMIT, check=False).returncode == 0
 
 

@@ -1,66 +1,42 @@
-"""Each kernel against its twin in NumPy, over random shapes."""
+"""Each kernel against its twin in NumPy, over random shapes; those of attention are in test_attention.py."""
 
-
-import ml_dtypes
 import numpy as np
 import pytest
-from models import batch
+from bits import BF16, close, here, some, there
 
 from hpcmoe.exchange import replicas
 from hpcmoe.exchange.route import plan_send, trailer_width
-from hpcmoe.kernels import attention as cpu_attention
 from hpcmoe.kernels import choice as cpu_choice
 from hpcmoe.kernels import combine as cpu_combine
 from hpcmoe.kernels import gate as cpu_gate
 from hpcmoe.kernels import norm as cpu_norm
-from hpcmoe.kernels import rope as cpu_rope
 from hpcmoe.kernels import swiglu as cpu_swiglu
+from hpcmoe.model.expert import feed_forward
+from hpcmoe.model.weights import Swiglu
 from hpcmoe.placement.plan import linear
 from hpcmoe.slots import Placement
-from hpcmoe.spec import Attention, ModelSpec, Moe
+from hpcmoe.spec import Moe
 from hpcmoe.types import SAMPLED, sampled
 
 pytestmark = pytest.mark.gpu
-BF16 = np.dtype(ml_dtypes.bfloat16)
 SEEDS = range(6)
 
 
-def some(rng, *shape):
-    return rng.standard_normal(shape).astype(BF16)
-
-
-def there(x):
-    """On the device; bfloat16 as its bits."""
-    import cupy
-    return cupy.asarray(x.view(np.uint16) if x.dtype == BF16 else x)
-
-
-def here(x):
-    """Back, uint16 as bfloat16."""
-    out = x.get()
-    return out.view(BF16) if out.dtype == np.uint16 else out
-
-
-def close(got, want):
-    """bfloat16 that differ by two last bits at most, for two roundings may differ, and seldom at all."""
-    got, want = got.astype(np.float32), want.astype(np.float32)
-    assert got.shape == want.shape and np.all(np.abs(got - want) <= 2.0**-6 * np.abs(want)), np.abs(got - want).max()
-    assert np.mean(got != want) < 0.02
-
-
+@pytest.mark.parametrize("first", [False, True], ids=["", "weight first"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_norms(seed):
+def test_norms(seed, first):
     from hpcmoe.device import norm
     rng = np.random.default_rng(seed)
     T, H = int(rng.integers(1, 70)), 8 * int(rng.integers(1, 900))
     x, y, weight = some(rng, T, H), some(rng, T, H), rng.standard_normal(H).astype(np.float32)
-    close(here(norm.rms_norm(there(x), there(weight), 1e-5)), cpu_norm.rms_norm(x, weight, 1e-5))
+    close(here(norm.rms_norm(there(x), there(weight), 1e-5, None, first)), cpu_norm.rms_norm(x, weight, 1e-5, first))
     index = rng.integers(0, T, 5).astype(np.int32)
-    close(here(norm.rms_norm(there(x), there(weight), 1e-5, there(index))), cpu_norm.rms_norm(x[index], weight, 1e-5))
+    close(here(norm.rms_norm(there(x), there(weight), 1e-5, there(index), first)),
+          cpu_norm.rms_norm(x[index], weight, 1e-5, first))
     both, out = there(x), there(np.zeros_like(x))
-    norm.add_norm(both, there(y), there(weight), 1e-5, out)
+    norm.add_norm(both, there(y), there(weight), 1e-5, out, first)
     assert np.array_equal(here(both), x + y)
-    close(here(out), cpu_norm.rms_norm(x + y, weight, 1e-5))
+    close(here(out), cpu_norm.rms_norm(x + y, weight, 1e-5, first))
     both = there(x)
     norm.add(both, there(y))
     assert np.array_equal(here(both), x + y)
@@ -80,103 +56,27 @@ def test_norms_of_heads(seed):
     close(here(got), want)
 
 
-def sequences(rng, model, slots, length):
-    """Some spans of tokens (slot, cached, rows) whose sequences fit a cache."""
-    return [(int(slot), int(rng.integers(0, length // 2)), int(rng.integers(1, length // 2)))
-            for slot in rng.permutation(slots)[:3]]
-
-
-def attention_case(seed, d, length):
-    """A model of one attention, and random spans, projections and cache."""
-    from hpcmoe.device.scratch import whole_blocks
-    rng = np.random.default_rng(seed)
-    kv, group = int(rng.integers(1, 4)), int(rng.integers(1, 4))
-    clip, window, slots = 1.25 * (seed % 3 == 0), 5 * (seed % 4 == 1) + 300 * (seed % 4 == 2), 5
-    model = ModelSpec("one", 2, 32, 97, length, Attention(kv * group, kv, d, window=window, clip=clip), None,
-                      Moe(2, 1, 8))
-    spans = sequences(rng, model, slots, length)
-    past = some(rng, 2, 2, slots, kv, whole_blocks(length), d)  # k and v
-    qkv = some(rng, sum(n for *_, n in spans), (kv * group + 2 * kv) * d)
-    return model, spans, past, qkv, slots
-
-
-def by_numpy(model, spans, past, qkv):
-    """Turned queries `[T, heads, d]`, and what they see, in bfloat16 and in float32; `past` gets their keys."""
-    a, position = model.attention, np.concatenate([np.arange(first, first + n) for _, first, n in spans])
-    if a.clip:
-        bound = np.array(a.clip, BF16)
-        qkv = np.minimum(np.maximum(qkv, -bound), bound)
-    angles = cpu_rope.tables(position, cpu_rope.frequencies(a.head_dim, a.rope_theta), BF16)
-    q, k, v = (part.reshape(len(qkv), -1, a.head_dim)
-               for part in np.split(qkv, [a.query_width, a.query_width + a.kv_width], axis=1))
-    q, k = cpu_rope.rotate(q, *angles), cpu_rope.rotate(k, *angles)
-    first, seen, wide = 0, [], []
-    for s, cached, n in spans:
-        rows, end = slice(first, first + n), cached + n
-        past[0, 1, s, :, cached:end], past[1, 1, s, :, cached:end] = (part[rows].swapaxes(0, 1) for part in (k, v))
-        keys, values = past[0, 1, s, :, :end], past[1, 1, s, :, :end]
-        seen.append(cpu_attention.attend(q[rows], keys, values, a.window))
-        wide.append(cpu_attention.attend(*(x.astype(np.float32) for x in (q[rows], keys, values)), a.window))
-        first += n
-    return q, np.concatenate(seen), np.concatenate(wide)
-
-
-@pytest.mark.parametrize(("seed", "d", "length"), [
-    *((seed, 2 * (1 + 13 * seed % 128), 90) for seed in range(6)),
-    *((seed, (8, 64, 128, 80, 256, 128)[seed - 6], 700) for seed in range(6, 12))])
-def test_attention_through_the_cache(seed, d, length):
-    import cupy
-
-    from hpcmoe.device import attention
-    from hpcmoe.device.attending import SHORT, Attending
-    from hpcmoe.device.cuda import Mirror
-    from hpcmoe.device.scratch import BLOCK
-    model, spans, past, qkv, slots = attention_case(seed, d, length)
-    cache, width = attention.KvCache(model, slots, length), model.attention.query_width
-    cache.k[...], cache.v[...] = there(past[0]), there(past[1])
-    slot = there(np.repeat([s for s, *_ in spans], [n for *_, n in spans]).astype(np.int32))
-    position = there(np.concatenate([np.arange(first, first + n) for _, first, n in spans]).astype(np.int32))
-    T = len(qkv)
-    q, exact = there(some(np.random.default_rng(0), T + BLOCK, width)), there(np.zeros((T, width), BF16))
-    attention.extend(model, there(qkv), cache, 1, slot, position, q)
-    attention.attend(model, q[:T], cache, 1, slot, position, exact)
-    turned, want, wide = by_numpy(model, spans, past, qkv)
-    assert np.array_equal(here(q)[:T].reshape(turned.shape), turned)
-    assert np.array_equal(here(cache.k), past[0]) and np.array_equal(here(cache.v), past[1])
-    assert np.abs(here(exact).astype(np.float32) - want.astype(np.float32)).max() < 0.02
-    assert np.mean(here(exact) == want) > 0.99
-
-    if d % 8 == 0:
-        one_by_one, together = there(np.zeros((T, width), BF16)), there(np.zeros((T + BLOCK, width), BF16))
-        attention.decode(model, q[:T], cache, 1, slot, position, one_by_one)
-        assert np.abs(here(one_by_one).astype(np.float32) - wide).max() < 0.01
-        attending = Attending(model, cache, cupy.cuda.Stream.null)
-        sight = attending.look(batch(*((s, cached, range(n)) for s, cached, n in spans)), Mirror(np.int32),
-                               Mirror(np.int32))
-        attending(q, 1, slot, position, sight, together)
-        assert attending.by_cudnn or d == 256
-        assert not attending.by_cudnn or len(sight.spans) == sum(n > SHORT for *_, n in spans)
-        assert np.abs(here(together)[:T].astype(np.float32) - wide).max() < 0.02
-
-
+@pytest.mark.parametrize(("bias", "limit"), [(False, 0), (True, 0), (True, 1.5)], ids=["", "biases", "bound"])
 @pytest.mark.parametrize("counts", [[3], [0, 0], [1, 0, 5, 2], [200, 300, 1], [16] * 16])
-def test_experts_of_one_rank(counts):
+def test_experts_of_one_rank(counts, bias, limit):
     import cupy
 
     from hpcmoe.device.gemm import Gemm
     from hpcmoe.device.grouped import Grouped
     rng, H, width = np.random.default_rng(0), 64, 24
-    experts = [(some(rng, 2 * width, H), some(rng, H, width)) for _ in counts]
+    experts = [(some(rng, 2 * width, H), some(rng, H, width), some(rng, 2 * width), some(rng, H)) for _ in counts]
     x, stream = some(rng, sum(counts), H), cupy.cuda.Stream(non_blocking=True)
     with stream:
         grouped = Grouped(Gemm(), stream)
-        got = grouped(there(x), counts, [there(up) for up, _ in experts], [there(down) for _, down in experts])
+        matrices = ([(there(expert[n]), there(expert[2 + n]) if bias else None) for expert in experts] for n in (0, 1))
+        got = grouped(there(x), counts, *matrices, limit)
         stream.synchronize()
     first, want = 0, np.zeros(x.shape, BF16)
-    for count, weights in zip(counts, experts):
+    for count, expert in zip(counts, experts):
         part = slice(first, first + count)
         first += count
-        want[part] = cpu_swiglu.swiglu(x[part], *(weight.astype(np.float32) for weight in weights))
+        gate_up, down, *biases = (part.astype(np.float32) for part in expert)
+        want[part] = feed_forward(Swiglu(gate_up, down, *(biases if bias else ())), x[part], limit)
     wide = want.astype(np.float32)
     assert np.all(np.abs(here(got).astype(np.float32) - wide) <= 0.02 * max(1, np.abs(wide).max(initial=0)))
 
@@ -201,7 +101,8 @@ def test_work_that_comes_again_is_a_graph():
 GATES = [Moe(8, 2, 8), Moe(256, 8, 8, score="sigmoid", selection_bias=True, groups=8, groups_kept=4, scale=2.5),
          Moe(60, 4, 8, renormalise=False, round_logits=True), Moe(16, 16, 8, score="softmax_of_chosen"),
          Moe(12, 3, 8, score="softmax_of_chosen", groups=4, groups_kept=2, group_score="max", round_weights=True),
-         Moe(1, 1, 8), Moe(300, 40, 8), Moe(6, 2, 8, groups=6, groups_kept=3)]
+         Moe(1, 1, 8), Moe(300, 40, 8), Moe(6, 2, 8, groups=6, groups_kept=3),
+         Moe(32, 4, 8, score="softmax_of_chosen", logit_bias=True)]
 
 
 @pytest.mark.parametrize("moe", GATES, ids=str)
@@ -216,7 +117,10 @@ def test_choice_of_experts(moe, T):
     bias = rng.standard_normal(moe.experts).astype(np.float32) if moe.selection_bias else None
     route, load = gate.make_route(T, moe.top_k, 3), cupy.zeros(moe.experts, np.uint64)
     sample = cupy.full((SAMPLED, 2, moe.top_k), 7, np.int16)
-    gate.choose(moe, there(logits), None if bias is None else there(bias), route, load, sample[:, 1])
+    added = rng.standard_normal(moe.experts).astype(np.float32) if moe.logit_bias else None
+    gate.choose(moe, there(logits), *(None if bias is None else there(bias), route, load, sample[:, 1]),
+                None if added is None else there(added))
+    logits = logits if added is None else logits + added
     tokens = sampled(T)
     assert np.array_equal(here(sample)[:len(tokens), 1], here(route.expert)[tokens]) and (here(sample)[:, 0] == 7).all()
     rounded = logits.astype(BF16).astype(np.float32) if moe.round_logits else logits
@@ -297,9 +201,13 @@ def test_swiglu(seed):
     x, gate_up, down = some(rng, T, H), some(rng, 2 * width, H), some(rng, H, width)
     both = some(rng, T, 2 * width)
     close(here(swiglu.activate(there(both))), cpu_swiglu.activate(both))
-    want = cpu_swiglu.swiglu(x.astype(np.float32), gate_up.astype(np.float32), down.astype(np.float32))
-    got = here(swiglu.swiglu(Gemm(), there(x), there(gate_up), there(down))).astype(np.float32)
-    assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want)
+    close(here(swiglu.activate(there(both), 0.7)), cpu_swiglu.activate_within(both, 0.7))
+    more, last = some(rng, 2 * width), some(rng, H)
+    wide = Swiglu(*(weight.astype(np.float32) for weight in (gate_up, down, more, last)))
+    for weights, biases, limit in (Swiglu(wide.gate_up, wide.down), (), 0), (wide, (there(more), there(last)), 1.5):
+        want = feed_forward(weights, x.astype(np.float32), limit)
+        got = here(swiglu.swiglu(Gemm(), there(x), there(gate_up), there(down), None, *biases, limit=limit))
+        assert np.linalg.norm(got.astype(np.float32) - want) <= 1e-2 * np.linalg.norm(want)
     y, logit = some(rng, T, H), some(rng, T, 1)
     weighed = there(y)
     swiglu.weigh(weighed, there(logit))

@@ -14,6 +14,7 @@ from hpcmoe.engine import segments
 from hpcmoe.exchange.lane import Way
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.kernels import rows
+from hpcmoe.spec import Latent
 
 pytestmark = [pytest.mark.gpu, pytest.mark.mpi]
 FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike"]
@@ -38,8 +39,8 @@ def routes(monkeypatch):
         kept.append(gate(*arguments))
         return kept[-1]
 
-    def follow(moe, logits, bias, route, load, sample):
-        choose(moe, logits, bias, route, load, sample)
+    def follow(moe, logits, bias, route, load, sample, added):
+        choose(moe, logits, bias, route, load, sample, added)
         want, T = said.pop(0), len(logits)
         same.extend((np.sort(route.expert[:T].get()) == np.sort(want.expert)).all(axis=1))
         route.expert[:T], route.weight[:T] = blocks.cupy.asarray(want.expert), blocks.cupy.asarray(want.weight)
@@ -97,18 +98,28 @@ def even(spec):
     return replace(spec, moe=replace(spec.moe, shared_hidden=24)) if spec.moe and spec.moe.shared_hidden else spec
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+WIDE = {
+    "wide latent": replace(VARIANTS["latent queries, yarn"], attention=replace(
+        VARIANTS["latent queries, yarn"].attention, head_dim=32, latent=Latent(512, 64, 16, 24))),
+    "wide sinks": replace(VARIANTS["sinks and biases"], attention=replace(
+        VARIANTS["sinks and biases"].attention, head_dim=64, rotary_dim=32))}
+"""As the kernels that are fast want them."""
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *WIDE])
 def test_variants(comm, everywhere, routes, name):
-    """Rank 1 has no sequence."""
-    tokens = np.random.default_rng(comm.rank).integers(0, 97, 9 + comm.rank % 5)
-    steps = [[(2, a, tokens[a:b])] if comm.rank != 1 else [] for a, b in ((0, 4), (4, 5), (5, 6), (6, len(tokens)))]
-    everywhere(compare(comm, Drawn(even(VARIANTS[name]), seed=3), steps, routes))
+    """Rank 1 has no sequence. Spans that attention takes one by one, and long ones, with and without a past."""
+    tokens = np.random.default_rng(comm.rank).integers(0, 97, 40 + comm.rank % 5)
+    steps = [[(2, a, tokens[a:b])] if comm.rank != 1 else []
+             for a, b in ((0, 4), (4, 5), (5, 6), (6, 9), (9, 30), (30, len(tokens)))]
+    steps[4] += [(1, 0, tokens[:20]), (0, 0, tokens[:3])] if comm.rank != 1 else []
+    everywhere(compare(comm, Drawn(even((VARIANTS | WIDE)[name]), seed=3), steps, routes))
 
 
-@pytest.mark.parametrize("name", ["tiny", "sigmoid groups"])
+@pytest.mark.parametrize("name", ["tiny", "sigmoid groups", "sinks and biases", "wide latent"])
 def test_courses_give_equal_bits(comm, everywhere, name):
     """Mode, transport and schedule have no part in the result, at a number of ranks and micro-batches."""
-    source, rng = Drawn(even(VARIANTS[name]), seed=3), np.random.default_rng(comm.rank)
+    source, rng = Drawn(even((VARIANTS | WIDE)[name]), seed=3), np.random.default_rng(comm.rank)
     prompts = [rng.integers(0, 97, 3 + (slot + comm.rank) % 7) for slot in range(4)]
     first = [batch(*((slot, 0, prompts[slot]) for slot in part)) for part in ((0, 1), (2, 3))]
     then = [batch(*((slot, len(prompts[slot]), [slot]) for slot in part)) for part in ((0, 1), (2, 3))]
@@ -120,11 +131,11 @@ def test_courses_give_equal_bits(comm, everywhere, name):
     everywhere([f"{course} gives other bits" for course, some in zip(COURSES, bits) if some != bits[0]])
 
 
-@pytest.mark.parametrize("name", ["tiny", "sigmoid groups", "one expert"])
+@pytest.mark.parametrize("name", ["tiny", "sigmoid groups", "one expert", "latent", "sinks and biases", *WIDE])
 def test_graphs_give_equal_bits(comm, everywhere, monkeypatch, name):
     """The first time launch by launch, the second time captured, then as graphs: sequences that grow by one token."""
     from hpcmoe.device.graph import Graphs
-    comm, spec = MPI.COMM_SELF if name == "one expert" else comm, even(VARIANTS[name])  # the only expert's rows stay
+    comm, spec = MPI.COMM_SELF if name == "one expert" else comm, even((VARIANTS | WIDE)[name])  # its rows stay
     prompts = [np.random.default_rng(slot).integers(0, 97, 3 + 9 * slot) for slot in range(3)]
     steps = [[(slot, 0, p) for slot, p in enumerate(prompts)]]
     steps += [[(slot, len(p) + more, [more]) for slot, p in enumerate(prompts)] for more in range(5)]
@@ -136,9 +147,10 @@ def test_graphs_give_equal_bits(comm, everywhere, monkeypatch, name):
                + ["no graphs"] * (not launched))
 
 
-def test_reproducible_bits_at_any_number_of_ranks(comm, everywhere):
+@pytest.mark.parametrize("name", ["sigmoid groups", "latent", "sinks and biases", *WIDE])
+def test_reproducible_bits_at_any_number_of_ranks(comm, everywhere, name):
     """As alone, each rank with its own sequences."""
-    source, rng = Drawn(even(VARIANTS["sigmoid groups"]), seed=3), np.random.default_rng(comm.rank)
+    source, rng = Drawn(even((VARIANTS | WIDE)[name]), seed=3), np.random.default_rng(comm.rank)
     prompts = [rng.integers(0, 97, 3 + 5 * slot) for slot in range(4)]
     steps = [[(slot, 0, p) for slot, p in enumerate(prompts)], [(slot, len(p), [5]) for slot, p in enumerate(prompts)]]
     rows.compute_alone(True)

@@ -35,6 +35,13 @@ def combine(tokens: int, top_k: int, hidden: int) -> float:
     return floor(VALUE * (top_k + 1) * tokens * hidden, 2 * tokens * top_k * hidden)
 
 
+def absorbed(batch: int, context: int, heads: int, rank: int, turning: int) -> tuple[int, int]:
+    """Bytes and FLOPs of one token of each sequence: what is kept of `context` tokens, read once; 2 FLOPs for each head
+    and each value of a key, and of a value."""
+    keys, width = batch * context, rank + turning
+    return VALUE * keys * width, 2 * keys * heads * (width + rank)
+
+
 def matrices(model: ModelSpec) -> tuple[int, int]:
     """Values of all matrices that every token meets where each has one expert or goes to all: of layers, of the head.
 

@@ -39,8 +39,8 @@ class Row:
     """whether it has a peer in PyTorch"""
 
 
-ROWS = {"routing": Row(90, peer=True), "experts": Row(90, peer=True), "exchange": Row(90, ranks=True),
-        "overlap": Row(180, ranks=True), "model": Row(240)}
+ROWS = {"routing": Row(90, peer=True), "experts": Row(90, peer=True), "latent": Row(120),
+        "exchange": Row(90, ranks=True), "overlap": Row(180, ranks=True), "model": Row(240)}
 
 
 def measure(name: str, torch: str) -> tuple[list[Figure], str]:
