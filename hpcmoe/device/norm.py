@@ -6,9 +6,10 @@ from hpcmoe.device.cuda import across, launch
 
 
 def rms_norm(x: cupy.ndarray, weight: cupy.ndarray, eps: float, index: cupy.ndarray | None = None,
-             weight_first: bool = False) -> cupy.ndarray:
+             weight_first: bool = False, out: cupy.ndarray | None = None) -> cupy.ndarray:
     """x `[T, H]` uint16, weight `[H]` float32 -> `[T, H]`; with index `[N]` int32 of those rows only, `[N, H]`."""
-    out = cupy.empty((len(x if index is None else index), x.shape[1]), x.dtype)
+    if out is None:
+        out = cupy.empty((len(x if index is None else index), x.shape[1]), x.dtype)
     launch("norm.rms_norm", len(out), x, index, weight, out, x.shape[1], eps, weight_first,
            threads=across(x.shape[1], 1024))
     return out

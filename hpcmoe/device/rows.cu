@@ -127,6 +127,24 @@ extern "C" __global__ void put(const bf16 *__restrict__ in, const int *index, bf
     for (int h = threadIdx.x * 8; h < H; h += blockDim.x * 8) *(Eight *)(target + h) = *(const Eight *)(source + h);
 }
 
+// A block per (token, `8 * blockDim.x` values): out = the sum of its parts, of which rank r's lie behind base[r] in
+// parts [extent, H], in float32 and in the order of the ranks, and of the bias; rounded once.
+extern "C" __global__ void join(const float *__restrict__ parts, const int *base, const bf16 *bias,
+                                bf16 *__restrict__ out, int ranks, int H) {
+    int h = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
+    if (h >= H) return;
+    float sum[8] = {};
+    for (int rank = 0; rank < ranks; rank++) {
+        const float4 *part = (const float4 *)(parts + (long long)(base[rank] + blockIdx.x) * H + h);
+        float4 low = part[0], high = part[1];
+        sum[0] += low.x; sum[1] += low.y; sum[2] += low.z; sum[3] += low.w;
+        sum[4] += high.x; sum[5] += high.y; sum[6] += high.z; sum[7] += high.w;
+    }
+    Eight some;
+    for (int i = 0; i < 8; i++) some.value[i] = narrow(bias ? sum[i] + wide(bias[h + i]) : sum[i]);
+    *(Eight *)(out + (long long)blockIdx.x * H + h) = some;
+}
+
 #if __CUDA_ARCH__ >= 900
 // `combine` where copy engines move rows: a block per (token, `part` values), a thread per 8 of them.
 // Dynamic shared memory: K * part values, K floats.

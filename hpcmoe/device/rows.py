@@ -40,6 +40,13 @@ def put(rows: cupy.ndarray, index: cupy.ndarray, out: cupy.ndarray) -> None:
     launch("rows.put", len(rows), rows, index, out, rows.shape[1], threads=across(rows.shape[1]))
 
 
+def join(parts: cupy.ndarray, base: cupy.ndarray, bias: cupy.ndarray | None, out: cupy.ndarray) -> None:
+    """out `[T, H]` uint16 becomes the sum of t parts of each token, rank r's behind `base[r]` in parts `[extent, H]`
+    float32, in the order of the ranks, and of bias `[H]` uint16; base `[t]` int32."""
+    T, H = out.shape
+    launch("rows.join", (T, -(-H // (8 * COMBINED))), parts, base, bias, out, len(base), H, threads=COMBINED)
+
+
 def combine(x: cupy.ndarray, rows: cupy.ndarray, shared: cupy.ndarray | None, route: Route, base: cupy.ndarray,
             round_each: bool) -> None:
     """x `[T, H]` += the weighted sum of each token's answers; a rank's lie behind `base[rank]` in rows `[extent, H]`.

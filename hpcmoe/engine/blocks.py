@@ -1,51 +1,43 @@
 """What a GPU computes between two exchanges: embedding, attention, dense blocks, gates; a graph, if it recurs. Then the
 next tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import cupy
 import numpy as np
 
 from hpcmoe.config import Generate
-from hpcmoe.device import attention, choice, latent, norm, rows
-from hpcmoe.device.attending import Attending, look
-from hpcmoe.device.attention import KvCache
+from hpcmoe.device import choice, norm, rows
 from hpcmoe.device.gate import Map, choose, count_moved, make_map, make_route, order, spread
 from hpcmoe.device.gemm import Gemm
 from hpcmoe.device.graph import Graphs
-from hpcmoe.device.heads import Heads
-from hpcmoe.device.latent import LatentAttending, LatentCache
-from hpcmoe.device.scratch import BLOCK, RECURRING
+from hpcmoe.device.scratch import RECURRING
 from hpcmoe.device.swiglu import swiglu, weigh
+from hpcmoe.engine.attends import Attends, Cache
 from hpcmoe.engine.room import Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.exchange.replicas import Near
 from hpcmoe.kernels.choice import uniform
-from hpcmoe.model.weights import Attention, LatentAttention, Shared, Swiglu, Weights
+from hpcmoe.model.weights import Shared, Swiglu, Weights
 from hpcmoe.slots import Placement, Placements
 from hpcmoe.spec import ModelSpec
-
-Cache = KvCache | LatentCache
-
-
-def open_cache(model: ModelSpec, slots: int, length: int) -> Cache:
-    """The cache that the model's attention needs."""
-    return (LatentCache if model.attention.latent else KvCache)(model, slots, length)
+from hpcmoe.types import Batch
 
 
 class Blocks:
     """A rank's layers but for their exchanges, on one stream, which is current in all calls."""
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: Cache, placements: Placements, near: Sequence[Near],
-                 exact: frozenset[int], stream: cupy.cuda.Stream, timer: Timer) -> None:
-        """near `[L]`: of each layer's replicas; exact as in `layer.Segments`."""
+                 exact: frozenset[int], stream: cupy.cuda.Stream, timer: Timer, here: ModelSpec) -> None:
+        """near `[L]`: of each layer's replicas; exact as in `layer.Segments`; `here` is the model with the heads that
+        the rank has: a part of them where a team attends."""
         self._exact = exact
-        self.model, self.weights, self._cache, self._timer = model, weights, cache, timer
+        self.model, self.weights, self._timer = model, weights, timer
         self._ranks = placements[0].ranks
         self.gemm, self._graphs = Gemm(), Graphs(stream)
-        self._attending = (LatentAttending(model, cache, stream, Heads(stream, self.gemm.workspace))
-                           if isinstance(cache, LatentCache) else Attending(model, cache, stream))
+        self.attends = Attends(here, cache, self.gemm, stream)
+        self._split = here.attention.heads < model.attention.heads
         made = {id(placement): make_map(placement, to.slot) for placement, to in zip(placements, near) if model.moe}
         self.maps: list[Map | None] = [made.get(id(placement)) for placement in placements]
         self._bias: cupy.ndarray | None = None
@@ -57,7 +49,7 @@ class Blocks:
         """See `device.RankSegments`; near: of the layer's replicas. Graphs that know where they were are forgotten."""
         self.weights, self.maps[layer] = held, make_map(placement, near.slot)
         first = max((n + 1 for n in self.exchanged if n < layer), default=0)  # behind the exchange before
-        self._graphs.forget(lambda key: key[-1] == first)
+        self._graphs.forget(lambda key: key[-1] == (layer if self._split else first))
 
     def steer(self, bias: np.ndarray, tokens: int) -> None:
         """See `device.RankSegments`; before the first step, or never. `tokens` are those of a micro-batch at most."""
@@ -77,47 +69,74 @@ class Blocks:
     def enter(self, work: Work) -> None:
         """Embedding, and all up to the first gate."""
         batch, room = work.batch, work.room
-        slots = np.repeat([span.slot for span in batch.spans], [span.rows for span in batch.spans])
-        token, work.slot, work.position = (mirror.send(values) for mirror, values in (
-            (room.token, batch.token), (room.slot, slots), (room.position, batch.position)))
+        token, work.seen = room.token.send(batch.token), room.place.send(batch, self.attends.by_cudnn)
         work.x = room.x[:batch.rows]
-        work.sight = look(batch, self._attending.by_cudnn, room.row, room.lengths)
         room.load[...] = 0
 
         def embed_and_on() -> None:
             with self.stage("attention", work, batch.rows):
                 rows.take(self.weights.embedding, token, batch.rows, self.model.hidden, work.x)
             self._on(work)
-        self._run("enter", work, embed_and_on)
+        self._run("enter", work, embed_and_on, self._end(0))
+        work.attends = self._split
 
     def go_on(self, work: Work) -> None:
         """All up to the next gate, or to the last layer's end, from the beginning of a layer."""
-        self._run("on", work, lambda: self._on(work))
+        self._run("on", work, lambda: self._on(work), self._end(work.layer))
+        work.attends = self._split and work.layer < self.model.layers
 
-    def _run(self, name: str, work: Work, part) -> None:
-        """The part, which leads to the next gate; as a graph where it is likely to come again."""
-        begin, T = work.layer, work.batch.rows
-        if 0 < T <= RECURRING and all(span.rows == 1 for span in work.batch.spans):
+    def behind(self, work: Work, added: cupy.ndarray) -> None:
+        """The same from behind a team's attention, which adds `[T, H]` to the rank's tokens."""
+        layer = work.layer
+        dense = self.weights.layers[layer].dense is not None
+
+        def join_and_on() -> None:
+            with self.stage("attention", work, work.batch.rows):
+                self._behind(work, added)
+            if dense:
+                work.layer = layer + 1
+                self._on(work)
+            else:
+                self._gate(work, work.room.normed[:work.batch.rows])
+        self._run("behind", work, join_and_on, layer + dense)
+        work.attends = dense and work.layer < self.model.layers
+
+    def alone(self, work: Work, batch: Batch, part: Callable[[], None]) -> None:
+        """A team's part of the layer, for the tokens of `batch`; as a graph where it is likely to come again."""
+        self._run("team", work, part, work.layer, batch)
+
+    def _end(self, begin: int) -> int:
+        """The layer in which what begins at the beginning of `begin` ends."""
+        if self._split:
+            return begin
+        return next((layer for layer in self.exchanged if layer >= begin), self.model.layers)
+
+    def _run(self, name: str, work: Work, part: Callable[[], None], end: int, batch: Batch | None = None) -> None:
+        """The part, which ends in layer `end`; as a graph where it is likely to come again."""
+        begin, batch = work.layer, batch or work.batch
+        T = batch.rows
+        if 0 < T <= RECURRING and all(span.rows == 1 for span in batch.spans):
             with self.stage("attention", work, T):
                 self._graphs.run((name, work.number, T, begin), part)
         else:
             part()
-        work.layer = next((layer for layer in self.exchanged if layer >= begin), self.model.layers)
+        work.layer = end
 
     def stage(self, name: str, work: Work, count: int) -> AbstractContextManager[None]:
         """The time of what the block gives to the stream counts for stage `name`; within a graph, for the graph's."""
         return nullcontext() if self._timer.inside else self._timer.stage(name, work.layer, work.number, count)
 
     def _on(self, work: Work) -> None:
-        eps, weight_first, T = self.model.norm_eps, self.model.norm_weight_first, work.batch.rows
+        T, normed = work.batch.rows, work.room.normed[:work.batch.rows]
         for layer in range(work.layer, self.model.layers):
-            work.layer, weights, normed = layer, self.weights.layers[layer], work.room.normed[:T]
+            work.layer, weights = layer, self.weights.layers[layer]
             with self.stage("attention", work, T):
-                mixed = self._attention(work, norm.rms_norm(work.x, weights.attention.norm, eps, None, weight_first))
-                norm.add_norm(work.x, mixed, weights.norm, eps, normed, weight_first)
-                if weights.dense:
-                    norm.add(work.x, self.feed_forward(weights.dense, normed))
-                    continue
+                if self._split:
+                    self._normed(work, normed)
+                    return
+                self._behind(work, self._attention(work, self._normed(work)))
+            if weights.dense:
+                continue
             self._gate(work, normed)
             if not self.at_home:
                 return
@@ -127,6 +146,18 @@ class Blocks:
                 shared = self.shared(weights.shared, normed) if weights.shared else None
             with self.stage("combine", work, T):
                 rows.combine(work.x, answers, shared, work.room.route, work.room.zero, self._moe.round_weights)
+
+    def _normed(self, work: Work, out: cupy.ndarray | None = None) -> cupy.ndarray:
+        """What attention sees, `[T, H]`, in `out` if given."""
+        weight = self.weights.layers[work.layer].attention.norm
+        return norm.rms_norm(work.x, weight, self.model.norm_eps, None, self.model.norm_weight_first, out)
+
+    def _behind(self, work: Work, added: cupy.ndarray) -> None:
+        """What attention adds, and the norm of the sum; then the whole block of a dense layer."""
+        weights, normed = self.weights.layers[work.layer], work.room.normed[:work.batch.rows]
+        norm.add_norm(work.x, added, weights.norm, self.model.norm_eps, normed, self.model.norm_weight_first)
+        if weights.dense:
+            norm.add(work.x, self.feed_forward(weights.dense, normed))
 
     @property
     def _moe(self):
@@ -140,39 +171,8 @@ class Blocks:
 
     def _attention(self, work: Work, normed: cupy.ndarray) -> cupy.ndarray:
         """What the attention of the layer adds to its tokens, `[T, H]`."""
-        a, weights, T = self.model.attention, self.weights.layers[work.layer].attention, work.batch.rows
-        room = T + BLOCK if work.sight.spans else T
-        q, mixed = (cupy.empty((room, width), np.uint16) for width in (a.query_width, a.mixed_width))
-        if isinstance(weights, LatentAttention):
-            self._with_latent(work, weights, normed, q, mixed)
-        else:
-            self._grouped(work, weights, normed, q, mixed)
-        return self.gemm(mixed[:T], weights.o, bias=weights.o_bias)
-
-    def _grouped(self, work: Work, weights: Attention, normed: cupy.ndarray, q: cupy.ndarray,
-                 mixed: cupy.ndarray) -> None:
-        """The answers of all heads go to mixed `[T + BLOCK, mixed_width]`; q `[T + BLOCK, query_width]` is room."""
-        a, cache = self.model.attention, self._cache
-        assert isinstance(cache, KvCache) and isinstance(self._attending, Attending)
-        qkv = self.gemm(normed, weights.qkv, bias=weights.bias)
-        for first, width, weight in ((0, a.query_width, weights.q_norm), (a.query_width, a.kv_width, weights.k_norm)):
-            if weight is not None:
-                norm.head_norm(qkv, first, width, weight, self.model.norm_eps)
-        attention.extend(self.model, qkv, cache, work.layer, work.slot, work.position, q)
-        self._attending(q, work.layer, work.slot, work.position, work.sight, mixed, weights.sinks)
-
-    def _with_latent(self, work: Work, weights: LatentAttention, normed: cupy.ndarray, q: cupy.ndarray,
-                     mixed: cupy.ndarray) -> None:
-        """As `_grouped`."""
-        c, cache, inner = latent.shape(self.model), self._cache, normed
-        assert isinstance(cache, LatentCache) and isinstance(self._attending, LatentAttending)
-        if weights.q_a is not None:
-            inner = self.gemm(normed, weights.q_a)
-            norm.head_norm(inner, 0, c.query_rank, weights.q_a_norm, c.norm_eps)
-        self.gemm(inner, weights.q, q[:work.batch.rows])
-        both = self.gemm(normed, weights.kv_a)
-        latent.keep(self.model, q, both, weights.kv_a_norm, cache, work.layer, work.slot, work.position)
-        self._attending(q, weights.kv_b, work.layer, work.slot, work.position, work.sight, mixed)
+        weights = self.weights.layers[work.layer].attention
+        return self.gemm(self.attends(weights, work.layer, work.seen, normed), weights.o, bias=weights.o_bias)
 
     def _gate(self, work: Work, normed: cupy.ndarray) -> None:
         weights, route = self.weights.layers[work.layer].gate, work.room.route

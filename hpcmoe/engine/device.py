@@ -8,12 +8,11 @@ import numpy as np
 
 from hpcmoe.config import Generate
 from hpcmoe.engine.clock import Clock
-from hpcmoe.engine.cpu import open_on_cpu
 from hpcmoe.engine.layer import Segments
 from hpcmoe.engine.memory import Sizes
+from hpcmoe.engine.open_cpu import open_on_cpu
 from hpcmoe.engine.together import Split
 from hpcmoe.engine.trace import Untraced
-from hpcmoe.errors import DeviceError
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.files.model import Source
@@ -92,8 +91,6 @@ def open_segments(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weight
     if way.memory == "host":
         return open_on_cpu(comm, watch, model, held, placements, sizes, rules, dtype, way, micro_batches, overlapped,
                            keep_logits, nodes, trace, cache, split)
-    if split:
-        raise DeviceError("parallel.attention_tensor is not computed on GPUs yet: set it to 1, or compute.device = cpu")
-    from hpcmoe.engine.gpu import open_on_gpu
+    from hpcmoe.engine.open_gpu import open_on_gpu
     return open_on_gpu(comm, watch, model, held, placements, sizes, rules, way, micro_batches, keep_logits, nodes,
-                       trace, cache)
+                       trace, cache, split)

@@ -23,7 +23,8 @@ from hpcmoe.device.scratch import (
 )
 from hpcmoe.exchange.route import trailer_width
 from hpcmoe.model import cache
-from hpcmoe.slots import Placements, most
+from hpcmoe.model.heads import share
+from hpcmoe.slots import Placements, Shard, most
 from hpcmoe.spec import Attention, Latent, ModelSpec, Tensor
 
 GRANULE = 1 << 21
@@ -44,6 +45,13 @@ class Step:
     """T"""
     wanted: int
     """B"""
+    team: int = 1
+    """ranks over which heads are split"""
+
+    @property
+    def together(self) -> int:
+        """Tokens of a team."""
+        return self.team * self.tokens
 
     @property
     def ranks(self) -> int:
@@ -125,17 +133,25 @@ def _kept(step: Step) -> int:
         route += 4 * 5 * T * K + 4 * 2 * tiles * moe.experts
     load = 8 * model.layers * max(model.experts, 1)
     mirrors = GROWTH * (T * (5 * 4 + 8) + step.computed * 2 * 4)  # int32 and u of tokens; source and target_row
-    return streams + route + load + mirrors
+    return streams + route + load + mirrors + _team(step)
+
+
+def _team(step: Step) -> int:
+    """A `gpu_team.TeamRoom`: tokens of the team, what a rank's heads add to them in float32, and what all add to its
+    own."""
+    H = step.model.hidden
+    return (6 * step.together + 2 * step.tokens) * H + GROWTH * 16 * step.together if step.team > 1 else 0
 
 
 def _attention(step: Step) -> int:
     """The normed input, queries with keys and values, the turned queries, attention's output `[T, heads * head_dim]`,
     and the block's `[T, H]`, that of the layer before beside it; then the gate's float32 logits. Once more for the
     tokens that graphs take, which have a pool of their own."""
-    a, H, T = step.model.attention, step.model.hidden, step.tokens + min(step.wanted, RECURRING)
+    a, H, recurring = share(step.model.attention, Shard(0, step.team)), step.model.hidden, min(step.wanted, RECURRING)
+    T = step.together + recurring
     if a.latent:
         values = T * (3 * H + _latent_values(a, a.latent)) + BLOCK * (a.query_width + a.mixed_width)
-        values += _absorbed(a, a.latent, step.tokens) + _absorbed(a, a.latent, min(step.wanted, RECURRING))
+        values += _absorbed(a, a.latent, step.together) + _absorbed(a, a.latent, recurring)
     else:
         values = T * (3 * H + 3 * a.query_width + 2 * a.kv_width) + 2 * BLOCK * a.query_width
     return 2 * values + 4 * T * step.model.experts

@@ -13,20 +13,18 @@ from hpcmoe.config import Generate
 from hpcmoe.device import gate, rows
 from hpcmoe.device.cuda import Event, to_host
 from hpcmoe.device.grouped import Grouped
-from hpcmoe.device.limits import check_model
 from hpcmoe.device.scratch import LOGITS
 from hpcmoe.engine import relaying
-from hpcmoe.engine.blocks import Blocks, Cache, open_cache
+from hpcmoe.engine.attends import Cache
+from hpcmoe.engine.blocks import Blocks
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.lanes import Lanes, sent_by
 from hpcmoe.engine.layer import Team
-from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.room import Counts, Room, Work
 from hpcmoe.engine.timer import Timer
 from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip, classes
 from hpcmoe.exchange.interface import Flight, Rows
-from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.replicas import exact, near
 from hpcmoe.exchange.route import plan_receive, trailer_width
 from hpcmoe.exchange.watch import Unwatched, Watch
@@ -41,26 +39,29 @@ class GpuSegments:
 
     def __init__(self, model: ModelSpec, weights: Weights, cache: Cache, placements: Placements, rank: int,
                  lanes: Lanes, rooms: Sequence[Room], watch: Watch | Unwatched, rules: Generate,
-                 keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None) -> None:
-        """`lanes`, and one room for each, of the micro-batches of a step; else as `segments.CpuSegments`."""
+                 keep_logits: bool = False, nodes: Sequence[int] = (), trace: Untraced | None = None,
+                 here: ModelSpec | None = None) -> None:
+        """`lanes`, and one room for each, of the micro-batches of a step; `here` is the model with the heads that the
+        rank has, where it has not all; else as `segments.CpuSegments`."""
         self.model, self.weights, self.cache, self.rank = model, weights, cache, rank
         self.placements = list(placements)
         self._lanes, self.rooms, self.watch, self.rules, self.keep_logits = lanes, rooms, watch, rules, keep_logits
-        self._compute = cupy.cuda.Stream(non_blocking=True)
-        self._timer = Timer(self._compute)
+        self.compute = cupy.cuda.Stream(non_blocking=True)
+        self._timer = Timer(self.compute)
         self.clock = Clock(model.layers, self._timer.busy, trace)
         self._timer.tell = self.clock.add
-        self._travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
+        self.travel = cupy.cuda.Stream(non_blocking=True, priority=-1)
         nodes = nodes or (0,) * placements[0].ranks
         seen = [near(placement, nodes, rank) for placement in placements]
         self._nodes, self._near, self.exact = nodes, seen, lanes.tallied(placements)
-        self._blocks = Blocks(model, weights, cache, placements, seen, self.exact, self._compute, self._timer)
-        self._grouped, self._packing = Grouped(self._blocks.gemm, self._compute), Timer(self._travel)
+        self.blocks = Blocks(model, weights, cache, placements, seen, self.exact, self.compute, self._timer,
+                             here or model)
+        self._grouped, self._packing = Grouped(self.blocks.gemm, self.compute), Timer(self.travel)
         self._packing.tell = self.clock.add
-        self._classes = classes(nodes, rank)
+        self.classes = classes(nodes, rank)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
         self._limit = model.moe.limit if model.moe else 0.0
-        self.moe_layers: Sequence[int] = self._blocks.exchanged
+        self.moe_layers: Sequence[int] = self.blocks.exchanged
         self.team: Team | None = None
 
     def begin(self, batch: Batch, number: int) -> Work:
@@ -73,10 +74,12 @@ class GpuSegments:
 
     def enter(self, work: Work) -> Event:
         """See `layer.Segments`."""
-        with self._compute:
-            self._blocks.enter(work)
-            self._pack_ahead(work)
-        return Event(self._compute)
+        with self.compute:
+            if self.team:
+                self.team.look(work)
+            self.blocks.enter(work)
+            self.go_on(work)
+        return Event(self.compute)
 
     def tally(self, work: Work) -> Flight:
         """See `layer.Segments`."""
@@ -91,10 +94,10 @@ class GpuSegments:
         tallies, placement, to = work.lane.tallies, self.placements[work.layer], self._near[work.layer]
         assert tallies
         shares = exact(tallies.all, placement, self._nodes, self.rank, to)
-        with self._compute:
-            self._blocks.spread(work, shares)
+        with self.compute:
+            self.blocks.spread(work, shares)
             self._pack_ahead(work, spread=True)
-        return Event(self._compute)
+        return Event(self.compute)
 
     def count(self, work: Work) -> Flight:
         """See `layer.Segments`."""
@@ -105,17 +108,17 @@ class GpuSegments:
         else:
             counts, home_counts = work.room.route.counts.copy(), work.room.route.home_counts.copy()
         work.homecoming = dense(home_counts, self.rank)
-        with self._travel:
+        with self.travel:
             units = self.model.hidden + (lane.by.width if lane.by else self._width)
             out, layout = lane.dispatch.room(counts, units)
             if not work.packed:
                 with self._packing.stage("pack", work.layer, work.number, layout.rows):
                     self._pack_at(work, out, layout)
-            packed = Event(self._travel)
+            packed = Event(self.travel)
         self._leave(work, layout.rows, counts, units)
         self.watch.mark("dispatch", work.layer, work.number, work.leaving)
         self.watch.by("counts")
-        work.trip = self._depart(lane.dispatch, "dispatch", work)
+        work.trip = self.depart(lane.dispatch, "dispatch", work)
         with self.clock.starting(work.trip):
             lane.headers.start(counts, home_counts, behind)
         return Counts(lane.headers, packed)
@@ -123,34 +126,34 @@ class GpuSegments:
     def dispatch(self, work: Work) -> Flight:
         """See `layer.Segments`."""
         headers, travelling = work.lane.headers, work.lane.dispatch
-        with self.clock.starting(work.trip), self._travel:
+        with self.clock.starting(work.trip), self.travel:
             travelling.start(headers.incoming, headers.extent)
-            work.own = Event(self._travel)
+            work.own = Event(self.travel)
             self.watch.by(travelling.mode)
         weights = self.weights.layers[work.layer].shared
         if weights:
-            with self._compute, self._blocks.stage("expert", work, work.batch.rows):
-                work.shared = self._blocks.shared(weights, work.room.normed[:work.batch.rows])
+            with self.compute, self.blocks.stage("expert", work, work.batch.rows):
+                work.shared = self.blocks.shared(weights, work.room.normed[:work.batch.rows])
         return work.trip
 
     def expert(self, work: Work) -> Event:
         """See `layer.Segments`."""
         slots = self.weights.layers[work.layer].experts
-        with self._blocks.stage("expert", work, work.lane.dispatch.landing.rows):
+        with self.blocks.stage("expert", work, work.lane.dispatch.landing.rows):
             if len(slots) > 1:
                 self._sorted_experts(work, slots)
             else:
                 self._one_expert(work, slots)
-        return Event(self._compute)
+        return Event(self.compute)
 
     def collect(self, work: Work) -> Flight:
         """See `layer.Segments`."""
         home = work.lane.home
         self.watch.mark("return", work.layer, work.number, work.leaving)
-        trip = self._depart(home, "return", work)
-        with self.clock.starting(trip), self._travel:
+        trip = self.depart(home, "return", work)
+        with self.clock.starting(trip), self.travel:
             home.start(work.homecoming, work.lane.headers.extent_home)
-            work.own = Event(self._travel)
+            work.own = Event(self.travel)
             self.watch.by(home.mode)
         return trip
 
@@ -158,29 +161,36 @@ class GpuSegments:
         """See `layer.Segments`."""
         assert self.model.moe is not None
         home = work.lane.home
-        with self._compute:
-            work.own.hold(self._compute)
+        with self.compute:
+            work.own.hold(self.compute)
             by, route, base = work.lane.by, work.room.route, work.room.home_base.send(home.landing.first)
             if by:
                 route, base = relaying.homeward(work, home.landing), work.room.zero
-            with self._blocks.stage("combine", work, work.batch.rows):
+            with self.blocks.stage("combine", work, work.batch.rows):
                 rows.combine(work.x, home.arrived, work.shared, route, base,
                              self.model.moe.round_weights and not (by and by.presum))
             work.shared = None
             work.layer += 1
-            self._blocks.go_on(work)
+            self.blocks.go_on(work)
+            self.go_on(work)
+        return Event(self.compute)
+
+    def go_on(self, work: Work) -> None:
+        """What the blocks have come to is made ready to leave: for a team's attention, or behind a gate."""
+        if self.team and work.attends:
+            self.team.ready(work)
+        else:
             self._pack_ahead(work)
-        return Event(self._compute)
 
     def head(self, work: Work) -> Event:
         """See `layer.Segments`."""
         step = max(1, LOGITS // self.model.vocabulary)
-        with self._compute, self._blocks.stage("head", work, len(work.batch.wanted)):
-            parts = [self._blocks.next_tokens(work, slice(first, first + step), self.rules, self.keep_logits)
+        with self.compute, self.blocks.stage("head", work, len(work.batch.wanted)):
+            parts = [self.blocks.next_tokens(work, slice(first, first + step), self.rules, self.keep_logits)
                      for first in range(0, max(len(work.batch.wanted), 1), step)]
             work.results = tuple(to_host(cupy.concatenate(part)) for part in zip(*parts))
             work.results += to_host(work.room.load), to_host(work.room.sample)
-        return Event(self._compute)
+        return Event(self.compute)
 
     def outcome(self, work: Work) -> Outcome:
         """See `layer.Segments`."""
@@ -189,30 +199,32 @@ class GpuSegments:
         token, logprob, logits, load, sample = work.results
         wide = (logits.astype(np.uint32) << 16).view(np.float32) if self.keep_logits else None
         rows = load[:, :self.model.experts].astype(np.int64)
-        return Outcome(token.copy(), logprob.copy(), rows, rows.sum(axis=1) if self._blocks.at_home else work.computed,
+        return Outcome(token.copy(), logprob.copy(), rows, rows.sum(axis=1) if self.blocks.at_home else work.computed,
                        load[:, -1].astype(np.int64), sample[:len(sampled(work.batch.rows))].copy(), wide)
 
     def change(self, layer: int, placement: Placement, held: Weights) -> None:
         """See `device.RankSegments`."""
         self.placements[layer], self.weights = placement, held
         self._near[layer] = near(placement, self._nodes, self.rank)
-        self._blocks.change(layer, placement, self._near[layer], held)
+        self.blocks.change(layer, placement, self._near[layer], held)
 
     def steer(self, bias: np.ndarray) -> None:
         """See `device.RankSegments`."""
-        with self._compute:
-            self._blocks.steer(bias, len(self.rooms[0].normed))
+        with self.compute:
+            self.blocks.steer(bias, len(self.rooms[0].normed))
 
     def close(self) -> None:
         """Nothing more is begun, and what was is done. Local."""
-        self._travel.synchronize()
-        self._compute.synchronize()
+        self.travel.synchronize()
+        self.compute.synchronize()
 
     def free(self) -> None:
         """Collective."""
         self._lanes.free()
+        if self.team:
+            self.team.free()
 
-    def _depart(self, travelling: Rows, kind: str, work: Work) -> Trip:
+    def depart(self, travelling: Rows, kind: str, work: Work) -> Trip:
         return self.clock.depart(travelling, kind, work.layer, work.number, work.leaving,
                                  sent_by(travelling, work.sent))
 
@@ -228,7 +240,7 @@ class GpuSegments:
         most = T * min(route.expert.shape[1], self.placements[0].ranks)
         out = work.lane.dispatch.ahead(most, self.model.hidden + self._width)
         if out is not None and T and gate.lay(route, work.room.laid):
-            with self._blocks.stage("pack", work, T):
+            with self.blocks.stage("pack", work, T):
                 self._pack(work, work.room.laid, out)
             work.packed = True
 
@@ -239,12 +251,12 @@ class GpuSegments:
             self._pack(work, work.room.out_base.send(layout.first), out)
 
     def _pack(self, work: Work, base: cupy.ndarray, out: cupy.ndarray) -> None:
-        at = self._blocks.maps[work.layer]
+        at = self.blocks.maps[work.layer]
         assert at is not None
         rows.pack(work.room.normed[:work.batch.rows], work.room.route, at, base, out, self._width)
 
     def _leave(self, work: Work, count: int, counts: np.ndarray, units: int) -> None:
-        work.leaving, work.sent = count, self._classes @ counts * (2 * units)
+        work.leaving, work.sent = count, self.classes @ counts * (2 * units)
 
     def _one_expert(self, work: Work, slots: Sequence[Swiglu]) -> None:
         """Rows are computed in the order in which they came; no slot, no rows."""
@@ -252,8 +264,8 @@ class GpuSegments:
         out, layout = work.lane.home.room(landing.counts, H)
         work.computed[work.layer] = landing.rows
         self._leave(work, layout.rows, landing.counts, H)
-        with self._compute:
-            work.own.hold(self._compute)
+        with self.compute:
+            work.own.hold(self.compute)
             if not landing.rows:
                 return
             x = arrived[:landing.rows]
@@ -262,15 +274,15 @@ class GpuSegments:
                 x = rows.take(arrived, index, landing.rows, H)
             expert, = slots
             if layout.place is None:
-                self._blocks.feed_forward(expert, x, out[:layout.rows], self._limit)
+                self.blocks.feed_forward(expert, x, out[:layout.rows], self._limit)
             else:
-                answers = self._blocks.feed_forward(expert, x, limit=self._limit)
+                answers = self.blocks.feed_forward(expert, x, limit=self._limit)
                 rows.put(answers, work.room.target_row.send(layout.place), out)
 
     def _sorted_experts(self, work: Work, slots: Sequence[Swiglu]) -> None:
         """Rows are computed by slot; the trailers, which say by which, pass through the host."""
         arrived, landing, H = work.lane.dispatch.arrived, work.lane.dispatch.landing, self.model.hidden
-        with self._travel:
+        with self.travel:
             found = cupy.ascontiguousarray(arrived[:, H:]).get().view(np.int16)
         lie = np.arange(landing.rows) if landing.place is None else landing.place
         plan = plan_receive(landing.counts, found[lie], len(slots))
@@ -278,21 +290,9 @@ class GpuSegments:
         work.computed[work.layer] = len(plan.row)
         self._leave(work, layout.rows, plan.home_counts, H)
         to = plan.place if layout.place is None else layout.place[plan.place]
-        with self._compute:
-            work.own.hold(self._compute)
+        with self.compute:
+            work.own.hold(self.compute)
             x = rows.take(arrived, work.room.source.send(lie[plan.row]), len(plan.row), H)
             answers = self._grouped(x, plan.slot_counts.tolist(), [(slot.gate_up, slot.gate_up_bias) for slot in slots],
                                     [(slot.down, slot.down_bias) for slot in slots], self._limit)
             rows.put(answers, work.room.target_row.send(to), out)
-
-
-def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights, placements: Placements, sizes: Sizes,
-                rules: Generate, way: Way, micro_batches: int, keep_logits: bool, nodes: Sequence[int],
-                trace: Untraced | None, cache: Cache | None) -> GpuSegments:
-    """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
-    check_model(model)
-    cache = cache or open_cache(model, sizes.sequences, sizes.length)
-    lanes = Lanes(comm, watch.idle, way, micro_batches, model.experts)
-    replicated = any(placement.replicated for placement in placements)
-    rooms = [Room(model, sizes.tokens, comm.size, replicated) for _ in range(micro_batches)]
-    return GpuSegments(model, held, cache, placements, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes, trace)

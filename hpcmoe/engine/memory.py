@@ -79,7 +79,7 @@ def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes
     kept, here = cut(model, shard, Shard(0, team)), local(model, Shard(0, team))
     if memory == "device":
         taken = weights.size(model, held, footprint.tensor, kept) | _coming(model, job, placements, footprint.tensor)
-        return _on_device(model, job, placements, sizes, taken)
+        return _on_device(model, here, job, placements, sizes, taken)
     taken = weights.size(model, held, _on_host, kept) | _coming(model, job, placements, _on_host)
     dtype = array.DTYPES[job.compute.dtype]
     value = dtype.itemsize
@@ -112,15 +112,19 @@ def _coming(model: ModelSpec, job: Job, placements: Placements, taken: Callable[
     return {"experts to come": one * most(placements)}
 
 
-def _on_device(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, taken: dict[str, int]) -> Memory:
+def _on_device(model: ModelSpec, here: ModelSpec, job: Job, placements: Placements, sizes: Sizes,
+               taken: dict[str, int]) -> Memory:
+    """`here` is the model with the heads that a rank has."""
+    team = job.parallel.attention_tensor
     parts, scores = micro_batches(job), job.mode == "score" or job.balance.mode == "bias"
     wanted = sizes.tokens if scores else sizes.sequences
-    step = footprint.Step(model, placements, sizes.tokens, wanted)
+    step = footprint.Step(model, placements, sizes.tokens, wanted, team)
     rungs = pieces = 0
     if model.moe:
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, array.BFLOAT16)
     buffers = exchanges(job) * parts * footprint.exchange(step)
-    return Memory(taken, footprint.kv_cache(model, sizes.sequences, sizes.length), buffers,
+    buffers += footprint.GROWTH * parts * exchanges_of_team(model, team, sizes.tokens, 2)
+    return Memory(taken, footprint.kv_cache(here, team * sizes.sequences, sizes.length), buffers,
                   0 if job.exchange.transport == "staged" else rungs, footprint.workspace(step, parts),
                   pieces if _may_stage(job) else 0)
 

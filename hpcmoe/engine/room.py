@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 import cupy
 import numpy as np
 
-from hpcmoe.device.attending import Sight
 from hpcmoe.device.cuda import Event, Mirror
 from hpcmoe.device.gate import Route, make_route
+from hpcmoe.engine.attends import Place, Tokens
+from hpcmoe.engine.together import Together
 from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange.interface import Flight
 from hpcmoe.exchange.lane import Lane
@@ -32,8 +33,8 @@ class Room:
         self.laid = cupy.zeros(ranks, np.int32)
         self.out_base, self.home_base = (Mirror(np.int32, ranks) for _ in range(2))
         # those that graphs read never move
-        self.token, self.slot, self.position = (Mirror(np.int32, tokens) for _ in range(3))
-        self.wanted, self.target, self.row, self.lengths = (Mirror(np.int32) for _ in range(4))
+        self.token, self.place = Mirror(np.int32, tokens), Place(tokens)
+        self.wanted, self.target = (Mirror(np.int32) for _ in range(2))
         self.source, self.target_row = Mirror(np.int32), Mirror(np.int32)
         self.u = Mirror(np.float64)
 
@@ -52,9 +53,11 @@ class Work:
     layer: int = 0
     x: cupy.ndarray = field(init=False)
     """`[T, H]` uint16: the residual stream"""
-    slot: cupy.ndarray = field(init=False)
-    position: cupy.ndarray = field(init=False)
-    sight: Sight = field(init=False)
+    seen: Tokens = field(init=False)
+    together: Together | None = None
+    """what its team needs, where attention is split"""
+    attends: bool = False
+    """whether a team's attention comes next"""
     shared: cupy.ndarray | None = None
     """`[T, H]` uint16: the shared expert's answer"""
     homecoming: Layout = field(init=False)

@@ -86,7 +86,7 @@ class CpuTeam:
         """Behind the meeting: which tokens the team has."""
         together = self._of(work)
         together.look(self._slots)
-        together.angles = rope.tables(together.batch.position, self._local.attention, self._segments.dtype)
+        together.seen = rope.tables(together.batch.position, self._local.attention, self._segments.dtype)
 
     def ready(self, work: Work) -> None:
         """The rank's tokens, normed, are made ready to go to all."""
@@ -105,7 +105,7 @@ class CpuTeam:
         weights, came = of.weights.layers[work.layer].attention, together.lane.gather
         with of.stage("attention", work, together.batch.rows):
             x = pack.unpack(pack.gather(came.arrived, came.landing.place), of.model.hidden, of.dtype)
-            mixed = mix(self._local, weights, work.layer, x, together.batch, of.cache, together.angles)
+            mixed = mix(self._local, weights, work.layer, x, together.batch, of.cache, together.seen)
             added = product(mixed, weights.o).view(np.uint16)
             rows, layout = together.lane.bring.room(together.rows, added.shape[1])
             rows[slice(None) if layout.place is None else layout.place] = added

@@ -47,7 +47,8 @@ class Together:
     """all tokens of the team, one rank behind the other; nothing is asked for"""
     rows: np.ndarray = field(init=False)
     """`[t]` int64: of each rank"""
-    angles: tuple[np.ndarray, np.ndarray] = field(init=False)
+    seen: Any = field(init=False)
+    """what the device's attention needs to know of them: their angles, or their `attends.Tokens`"""
 
     def look(self, slots: int) -> None:
         """Behind the meeting; `slots` are those of one rank."""

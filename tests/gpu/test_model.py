@@ -17,7 +17,8 @@ from hpcmoe.kernels import rows
 from hpcmoe.spec import Latent
 
 pytestmark = [pytest.mark.gpu, pytest.mark.mpi]
-FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike"]
+FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike", "deepseek_v2", "deepseek_v3",
+            "glm4_moe", "gpt_oss"]
 NEAR = 1e-2
 """Relative error of logits against float32, as norms,"""
 SLACK = 1.25
@@ -68,14 +69,14 @@ def forward(comm, source, pieces, dtype="float32", **more) -> np.ndarray:
         return np.concatenate([rig.forward(batch(*step)).logits for step in pieces])
 
 
-def compare(comm, source, pieces, routes) -> list[str]:
+def compare(comm, source, pieces, routes, **more) -> list[str]:
     """What is wrong with the GPU's logits and choices."""
     kept, said, same = routes
     want = forward(comm, Rounded(source), pieces)
     said += kept
     numpy = forward(comm, source, pieces, "bfloat16")
     said += kept
-    got = forward(comm, source, pieces, device=True)
+    got = forward(comm, source, pieces, device=True, **more)
     sums = np.array([np.square(part, dtype=np.float64).sum() for part in (want, got - want, numpy - want)])
     size, ours, theirs = np.sqrt(comm.allreduce(sums))
     ours, theirs = ours / size, theirs / size
@@ -114,6 +115,40 @@ def test_variants(comm, everywhere, routes, name):
              for a, b in ((0, 4), (4, 5), (5, 6), (6, 9), (9, 30), (30, len(tokens)))]
     steps[4] += [(1, 0, tokens[:20]), (0, 0, tokens[:3])] if comm.rank != 1 else []
     everywhere(compare(comm, Drawn(even((VARIANTS | WIDE)[name]), seed=3), steps, routes))
+
+
+def team_of(comm, size: int) -> int:
+    """Skips where the ranks are no teams of so many."""
+    if comm.size % size:
+        pytest.skip(f"{comm.size} ranks are no teams of {size}")
+    return size
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", ["tiny", "dense in between", "latent queries, yarn", "sinks and biases", *WIDE])
+def test_teams(comm, everywhere, routes, name, size):
+    """Heads over teams of ranks; rank 1 has no sequence."""
+    tokens = np.random.default_rng(comm.rank).integers(0, 97, 40 + comm.rank % 5)
+    steps = [[(2, a, tokens[a:b])] if comm.rank != 1 else []
+             for a, b in ((0, 4), (4, 5), (5, 6), (6, 9), (9, 30), (30, len(tokens)))]
+    source = Drawn(even((VARIANTS | WIDE)[name]), seed=3)
+    everywhere(compare(comm, source, steps, routes, team=team_of(comm, size)))
+
+
+@pytest.mark.parametrize("name", ["tiny", "dense in between", "sinks and biases", "wide latent"])
+def test_teams_give_equal_bits_by_any_course_and_by_graphs(comm, everywhere, monkeypatch, name):
+    from hpcmoe.device.graph import Graphs
+    source, size, bits = Drawn(even((VARIANTS | WIDE)[name]), seed=3), team_of(comm, 2), []
+    steps = [[batch((slot, at, [slot + at])) for slot in (0, 1)] for at in range(5)]
+
+    def outcomes(course: Course) -> bytes:
+        with Rig(comm, source, course=course, micro_batches=2, device=True, team=size) as rig:
+            return b"".join(outcome.logits.tobytes() for step in steps for outcome in rig.step(step))
+    for course in COURSES:
+        bits.append(outcomes(course))
+    monkeypatch.setattr(Graphs, "run", lambda self, key, work: work())
+    bits.append(outcomes(COURSES[0]))
+    everywhere([f"run {n} gives other bits" for n, some in enumerate(bits) if some != bits[0]])
 
 
 @pytest.mark.parametrize("name", ["tiny", "sigmoid groups", "sinks and biases", "wide latent"])

@@ -31,8 +31,8 @@ main()
 FULL = """
 import sys
 where = sys.argv.pop()
-from hpcmoe.engine import cpu, device, segments
-owner = {"load": device, "open_cache": cpu}.get(where, segments.CpuSegments)
+from hpcmoe.engine import device, open_cpu, segments
+owner = {"load": device, "open_cache": open_cpu}.get(where, segments.CpuSegments)
 whole = getattr(owner, where)
 def full(first, second, *rest):
     from mpi4py import MPI
