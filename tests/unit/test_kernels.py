@@ -75,7 +75,8 @@ def test_an_expert_with_biases_and_a_bound(dtype, T, H, width, limit, seed):
     given_weights = {"gate_up": gate_up, "gate_up_bias": more, "down": down, "down_bias": last}
     want = reference.expert(model, lambda name: given_weights[name.split("/")[-1]], 0, x.astype(np.float64), r)
     got = feed_forward(Swiglu(gate_up, down, more, last), x, limit)
-    assert close(got, want, dtype) if dtype == FLOAT32 else np.allclose(got.astype(np.float64), want, 2e-2, 0.1)
+    step = 2.0**-6 * np.abs(want).max()  # sums of what was rounded may cancel
+    assert close(got, want, dtype) if dtype == FLOAT32 else np.allclose(got.astype(np.float64), want, 0, step + 0.1)
 
 
 @given(heads=st.integers(1, 3), half=st.integers(1, 5), turning=st.integers(0, 1), position=st.integers(0, 5000),

@@ -119,11 +119,11 @@ class TestElsewhere:
 
     @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../b", "..", "", 5, None])
     def test_a_checkpoints_index(self, name, tmp_path):
-        from hpcmoe.convert.huggingface import _open_all
+        from hpcmoe.convert.huggingface import _files
 
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(InputError, match="not a file of its folder"):
-            _open_all(tmp_path)
+            _files(tmp_path)
 
     @pytest.mark.parametrize("kind", ["pipe", "device"])
     def test_what_is_no_regular_file(self, kind, tmp_path):
