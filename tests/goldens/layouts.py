@@ -62,6 +62,18 @@ def mxfp4(folder, plain, generator):
                                    "lm_head"], "quant_method": "mxfp4"}}, stored)
 
 
+def gpt_oss_hub(folder):
+    """Write the config with the keys that gpt-oss-20b has on the hub, and no others."""
+    config = json.loads((folder / "config.json").read_text())
+    turns = config.pop("rope_parameters")
+    config |= {"rope_theta": turns.pop("rope_theta"), "rope_scaling": turns, "eos_token_id": 319, "pad_token_id": 318,
+               "experts_per_token": config["num_experts_per_tok"],
+               "initial_context_length": turns["original_max_position_embeddings"]}
+    for key in ("dtype", "swiglu_alpha", "bos_token_id"):
+        config.pop(key)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def hub_with_layer_ahead(source, folder, generator):
     """DeepSeek-V3 as on the hub: its keys, two files and an index, and one layer more, which predicts the next token
     but one."""

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from layouts import fp8, hub_with_layer_ahead, mxfp4
+from layouts import fp8, gpt_oss_hub, hub_with_layer_ahead, mxfp4
+from routers import Routers
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
@@ -49,7 +50,7 @@ def rope(theta):
 def yarn(**more):
     """The same, stretched four times from a context that prompts pass."""
     return {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
-            "beta_fast": 32.0, "beta_slow": 1.0, **more}
+            "beta_fast": 32.0, "beta_slow": 1.0} | more
 
 
 def families():
@@ -65,6 +66,7 @@ def families():
     gpt_oss = COMMON | {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 32,
                         "num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": 6, "swiglu_limit": 1.5,
                         "rope_parameters": yarn(truncate=False)}
+    ramp = {"rope_theta": 150.0, "original_max_position_embeddings": 32, "beta_fast": 4.0, "beta_slow": 0.5}
     qwen2 = COMMON | {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
     return {
         "mixtral": MixtralConfig(**mixtral, rope_parameters=rope(10000.0)),
@@ -106,6 +108,13 @@ def families():
                                                  "norm_topk_prob": False}),
         "gpt_oss": GptOssConfig(**gpt_oss),
         "gpt_oss_mxfp4": GptOssConfig(**gpt_oss | {"num_hidden_layers": 2}),
+        # Of the frequencies of those above YaRN keeps the first and divides the others; here three lie between.
+        "deepseek_v3_yarn": DeepseekV3Config(**deepseek | {
+            "num_hidden_layers": 2, "q_lora_rank": 24, "qk_rope_head_dim": 16, "n_routed_experts": 8,
+            "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "norm_topk_prob": True, "n_shared_experts": 1,
+            "routed_scaling_factor": 2.5, "rope_parameters": yarn(**ramp, mscale=0.8, mscale_all_dim=1.0)}),
+        "gpt_oss_yarn": GptOssConfig(**gpt_oss | {"num_hidden_layers": 2,
+                                                  "rope_parameters": yarn(**ramp, truncate=False)}),
     }
 
 
@@ -156,48 +165,6 @@ def load(folder, dtype):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     model.set_experts_implementation("grouped_mm")
     return model.eval()
-
-
-class Routers:
-    """Hooks that note which experts the first router chose, and how close the choices of all routers were."""
-
-    def __init__(self, model):
-        blocks = [layer.mlp for layer in model.model.layers if hasattr(layer.mlp, "experts")]
-        gates = [block.router if hasattr(block, "router") else block.gate for block in blocks]
-        self.wide = model.config.model_type in ("deepseek_v2", "deepseek_v3", "glm4_moe")  # float32 in bfloat16, too
-        for gate in gates:
-            gate.register_forward_hook(self.note)
-        self.first = gates[0]
-        self.reset()
-
-    def reset(self):
-        self.experts, self.min_gap = [], np.inf
-
-    def note(self, gate, inputs, output):
-        """Keep the chosen experts (first MoE layer) and the smallest relative gap at the choice's edge."""
-        logits, _, experts = output
-        ranking = self.ranking(gate, logits.float())
-        edge = ranking.topk(gate.top_k + 1, dim=-1).values[:, -2:]
-        gap = (edge[:, 0] - edge[:, 1]) / edge.abs().amax(-1).clamp(0.5, 1e9)
-        self.min_gap = min(self.min_gap, float(gap.min()))
-        if gate is self.first:
-            order = ranking.gather(1, experts).argsort(dim=-1, descending=True)
-            self.experts.append(experts.gather(1, order).to(torch.int32).numpy())
-
-    def ranking(self, gate, logits):
-        """What decides: logits, or where the gate is float32, scores; -1e30 outside the best groups."""
-        if not self.wide:
-            return logits
-        biased = hasattr(gate, "e_score_correction_bias")
-        scores = logits.sigmoid() + gate.e_score_correction_bias if biased else logits.softmax(-1)
-        if (gate.num_group or 1) == 1 or getattr(gate, "topk_method", "") == "greedy":
-            return scores
-        groups = scores.view(len(scores), gate.num_group, -1)
-        worth = groups.topk(2, dim=-1).values.sum(-1) if biased else groups.amax(-1)
-        best = worth.topk(gate.topk_group + 1, dim=-1)
-        self.min_gap = min(self.min_gap, float((best.values[:, -2] - best.values[:, -1]).min()))
-        kept = torch.zeros_like(worth, dtype=torch.bool).scatter(1, best.indices[:, :-1], True)
-        return groups.masked_fill(~kept[..., None], -1e30).flatten(1)
 
 
 def run_cached(model, prompt, forced=None):
@@ -296,6 +263,8 @@ def make_family(name, seed, config):
             QUANTISED[name](HERE / name, Path(plain), generator)
             make_golden(HERE / name, generator, Path(plain))
         return
+    if name == "gpt_oss_yarn":
+        gpt_oss_hub(HERE / name)
     make_golden(HERE / name, generator)
     if name == "deepseek_v3":
         hub_with_layer_ahead(HERE / name, HERE / "deepseek_v3_hub", generator)

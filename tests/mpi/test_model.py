@@ -62,9 +62,9 @@ def through_cache(rig: Rig, comm, prompts, following) -> dict[int, np.ndarray]:
     return {i: np.concatenate(rows[i]) for i in mine}
 
 
-LATENT = ("deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_fp8")
+LATENT = ("deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_fp8", "deepseek_v3_yarn")
 FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike", *LATENT, "glm4_moe",
-            "glm4_moe_plain", "gpt_oss", "gpt_oss_mxfp4"]
+            "glm4_moe_plain", "gpt_oss", "gpt_oss_mxfp4", "gpt_oss_yarn"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
