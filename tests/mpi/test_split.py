@@ -17,8 +17,8 @@ SPLIT = [name for name, model in VARIANTS.items() if model.attention.qk_norm != 
 
 
 def teams(comm) -> list[int]:
-    """Sizes of teams that the ranks can be cut into; heads of the tiny models are 4."""
-    return [size for size in (2, 4) if comm.size % size == 0]
+    """Sizes of teams that the ranks can be cut into, four teams at most; heads of the tiny models are 4."""
+    return [size for size in (2, 4) if comm.size % size == 0 and comm.size <= 4 * size]
 
 
 def tokens_of(rank: int, vocabulary: int) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_logits_and_tokens_equal_those_of_transformers(comm, everywhere, family)
     everywhere(problems)
 
 
-@pytest.mark.parametrize("course", COURSES, ids=str)
+@pytest.mark.parametrize("course", [COURSES[2], *COURSES[-3:]], ids=str)
 def test_bits_do_not_depend_on_how_rows_travel(comm, everywhere, course):
     """Two micro-batches, in which some ranks have nothing."""
     model, problems = Drawn(VARIANTS["latent"], seed=3), []
