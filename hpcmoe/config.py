@@ -48,8 +48,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Parallel:
-    plan: str = key("", help="who holds what, as hpcmoe plan decided it for as many ranks; without a plan experts "
-                             "lie in order over the ranks")
+    data: int = key(1, help="independent groups of neighbouring ranks, each with all experts, which share the prompts; "
+                            "the number of ranks must be a multiple", least=1)
+    plan: str = key("", help="who holds what, as hpcmoe plan decided it for as many ranks (of each independent group); "
+                             "without a plan experts lie in order over the ranks")
     expert_tensor: int = key(1, help="shards of an expert: its width is cut over so many neighbouring ranks, which are "
                                      "one group in a plan; last bits differ from those of whole experts", least=1)
     attention_tensor: int = key(1, help="ranks of a team: the heads of attention are split over so many neighbouring "
@@ -119,7 +121,7 @@ class Job:
     def identity(self) -> str:
         """What an answer depends on beside the model and the prompts themselves, as TOML text."""
         balance = Balance("bias", rate=self.balance.rate) if self.balance.mode == "bias" else Balance()
-        cuts = replace(self.parallel, plan="", ranks_per_node=0) if self.compute.reproducible else Parallel()
+        cuts = replace(self.parallel, data=1, plan="", ranks_per_node=0) if self.compute.reproducible else Parallel()
         same = replace(self, model="", prompts="", output="", probe="", shard="",
                        exchange=Exchange(presum=self.exchange.presum), balance=balance,
                        parallel=cuts,
@@ -181,6 +183,9 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
     if (team := job.parallel.attention_tensor) > 1 and job.checkpoint.on_failure == "shrink":
         raise JobError(f"{path}: parallel.attention_tensor = {team}: a lost rank takes heads of its team with it: set "
                        "checkpoint.on_failure = requeue")
+    if job.checkpoint.on_failure == "shrink" and job.parallel.data > 1:
+        raise JobError(f"{path}: with parallel.data = {job.parallel.data} nobody takes over the experts of a rank that "
+                       "dies: leave out checkpoint.on_failure = shrink, or parallel.data")
     return job
 
 

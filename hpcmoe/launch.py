@@ -67,6 +67,20 @@ class World:
     """the MPI library's own version line"""
     gpus: tuple[Gpu, ...] = ()
     """`[R]`: what each rank found"""
+    group: int = 0
+    """which part of all ranks these are, where the job has independent groups of neighbours, which are of one size,"""
+    groups: int = 1
+    """and of how many"""
+
+    @property
+    def first(self) -> int:
+        """What rank 0 is called among all ranks."""
+        return self.group * self.size
+
+    @property
+    def label(self) -> str:
+        """How a line begins that is about these ranks only: "ranks 4 to 7: "; "" where they are all."""
+        return f"ranks {self.first} to {self.first + self.size - 1}: " if self.groups > 1 else ""
 
     @property
     def memory(self) -> str:

@@ -12,8 +12,9 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """What batch systems send ahead of the end: as asked for (`--signal=USR1@300`), or seconds before they kill."""
 ONE = 1.0
 """Seconds within which signals count as one: a batch system, a launcher and a job script may pass on the same one."""
-TIME, DEATH = -1, -2
-"""The reason where the job's time is nearly over, or where a rank died; else it is the number of a signal, or 0."""
+TIME, DEATH, TOLD = -1, -2, -3
+"""The reason where the job's time is nearly over, where a rank died, or where another group of ranks has one; else it
+is the number of a signal, or 0."""
 SLACK, SHARE = 60.0, 0.05
 """Seconds that are left free at the end of a job's time, but no more than this part of it."""
 ANSWER = 10.0

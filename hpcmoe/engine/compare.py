@@ -1,6 +1,6 @@
 """What a selection bias costs: the prompts of a job scored with it and without, behind the job's last step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +32,9 @@ class Scores:
         for answer in answers:
             known = answer.logprobs[1:].astype(np.float64)  # nothing predicts the first
             self.tokens, self.nats = self.tokens + len(known), self.nats - float(known.sum())
+
+    def wait(self, unfinished: Callable[[], object]) -> None:
+        """See `Record`."""
 
 
 def some(prompts: Prompts, rows: np.ndarray) -> list[int]:

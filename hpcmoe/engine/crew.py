@@ -19,6 +19,7 @@ from hpcmoe.engine.bias import Bias
 from hpcmoe.engine.device import RankSegments
 from hpcmoe.engine.fit import planned
 from hpcmoe.engine.generate import Balance, Stop, Tally, Vote, generate
+from hpcmoe.engine.groups import joined, open_pool, split
 from hpcmoe.engine.loads import Loads
 from hpcmoe.engine.memory import Memory, Sizes
 from hpcmoe.engine.pool import Pool
@@ -65,22 +66,24 @@ class Crew:
     def __init__(self, world: World, job: Job, plan: Plan, waiting: np.ndarray, sizes: Sizes,
                  memory: Memory, origin: Provenance, trace: Untraced, locked: ExitStack) -> None:
         """`waiting` are rows of the prompts; `locked` holds the lock, on rank 0. Collective. Raises `Agreed`."""
-        self.world, self._job, self._plan, self._waiting, self._locked = world, job, plan, waiting, locked
+        self.whole, self.world = world, split(world, job.parallel.data)
+        self._job, self._plan, self._waiting, self._locked = job, plan, waiting, locked
         self._sizes, self._memory, self._trace, self._placements = sizes, memory, trace, plan.placements
         self.held = plan.held
         self._model, spec, self._dtype = plan.inputs.model, plan.inputs.model.spec, array.DTYPES[job.compute.dtype]
         load = planned(memory)(device.load)  # all ranks come to its end, so what is wrong is told once
-        self._split = split_of(world.comm, job.parallel.attention_tensor)
-        self._cut = cut(spec, shard_of(plan.placements, world.rank), heads_of(self._split))
-        self._held = together(world, lambda: load(self._model, held_by(plan.placements, world.rank),
+        self._split = split_of(self.world.comm, job.parallel.attention_tensor)
+        self._cut = cut(spec, shard_of(plan.placements, self.world.rank), heads_of(self._split))
+        self._held = together(world, lambda: load(self._model, held_by(plan.placements, self.world.rank),
                                                   self._dtype, world.memory, self._cut))
         compute_alone(job.compute.reproducible)
-        self._way = choose_way(world, job, spec, plan.placements, plan.probe)
+        self._way = choose_way(self.world, job, spec, plan.placements, plan.probe)
         self._turns = choose_turns(job, plan.probe)
         self._watch = self._new_watch()
         self._sequences = Sequences(spec, job, sizes.sequences, sizes.tokens)
         self._tally, self._names = Tally(len(waiting)), list(range(world.size))
-        self._pool = Pool(plan.inputs.prompts, waiting.tolist(), plan.left.begun)
+        self._pool, self._between = open_pool(world, self.world, self._watch.attend, job.exchange.timeout,
+                                              plan.inputs.prompts, waiting, plan.left.begun)
         self._record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                               (spec.layers, spec.experts, spec.moe.top_k if spec.moe else 0), plan.held.check,
                               job.balance.mode == "bias" and spec.moe is not None)
@@ -92,17 +95,22 @@ class Crew:
         self._open()
 
     def _new_watch(self) -> Watch:
-        return Watch(self.world.comm, self.world.idle, self._job.exchange.timeout, self.world.hosts)
+        return Watch(self.world.comm, self._idle, self._job.exchange.timeout, self.world.hosts, self.whole.comm,
+                     self.world.first)
+
+    def _idle(self) -> None:
+        self.world.idle()
+        self._pool.attend()
 
     def _open(self, cache: Any = None) -> None:
         """What the steps need of this world, around the `cache` that an earlier one had."""
         self._vote = Vote(self.world.comm, self._watch)
-        self._segments = together(self.world, lambda: device.open_segments(
+        self._segments = together(self.whole, lambda: device.open_segments(
             self.world.comm, self._watch, self._model.spec, self._held, self._placements, self._sizes,
             self._job.generate, self._dtype, self._way, self._turns.most, overlapped=self._turns.overlapped,
             nodes=self.world.nodes, trace=self._trace, cache=cache, split=self._split))
         self._balance = self._new_balance()
-        self._progress = open_progress(self.world.rank, self._tally.prompts)
+        self._progress = open_progress(self.whole.rank, self._tally.prompts)
 
     def _new_balance(self) -> Balance | None:
         world, spec, given = self.world, self._model.spec, self._job.balance
@@ -115,7 +123,7 @@ class Crew:
         mine, read = gpu.number() if world.memory == "device" else 0, planned(self._memory)(device.experts)
         return Replans(loads, given.replan_every, self._placements, world.rank, shape, self._change,
                        lambda layer, experts: read(self._model, layer, experts, self._dtype, world.memory, mine,
-                                                    self._cut))
+                                                    self._cut), world.label)
 
     def _change(self, layer: int, placement: Placement, slots: Mapping[int, Swiglu]) -> dict[int, Swiglu]:
         """A `replan.Change`."""
@@ -127,25 +135,28 @@ class Crew:
 
     def answer(self, notice: Notice) -> Stop | None:
         """Answers all prompts, and commits the answers; says why where not all. Collective. Raises `Agreed`."""
-        self._trace.align(self.world.comm, self._watch.idle)
+        self._trace.align(self.whole.comm, self._watch.idle)
         stop = self._steps(notice)
         if not stop and isinstance(self._balance, Bias):
             self._compare(self._balance)
-        self._trace.align(self.world.comm, self._watch.idle)
+        self._trace.align(self.whole.comm, self._watch.idle)
         self._progress.close()
-        together(self.world, lambda: self._record.commit(self._sequences.begun()))
+        together(self.whole, lambda: self._record.commit(self._sequences.begun()))
         if not (stop and stop.reason == DEATH):  # else what they have goes with the process
             self._vote.free()
             self._segments.free()
             if self._balance:
                 self._balance.free()
+            if self._between:
+                self._between.Free()
+                self.world.comm.Free()
         self._watch.free()
         return stop
 
     def _compare(self, bias: Bias) -> None:
         """Scores some prompts with the bias as it is now, and without."""
         prompts, found = self._plan.inputs.prompts, []
-        rows = compare.some(prompts, self._plan.inputs.rows)
+        rows = compare.some(prompts, self._plan.inputs.rows)[self.world.group::self.world.groups]  # a bias each
         for value in (bias.value, np.zeros_like(bias.value)):
             self._segments.steer(value)
             found.append(compare.score(self._vote, self.world.rank, prompts, rows, self._job, self._sizes,
@@ -160,13 +171,15 @@ class Crew:
             try:
                 stop = generate(self._vote, self.world.rank, self._pool, self._sequences, self._segments, self._turns,
                                 self._record, self._progress, notice, self._tally, self._balance)
+                self._pool.leave(stop is not None)
             except Exception as error:
                 if not ulfm.tells_of_death(error):
                     raise
-                self.world.comm.Revoke()
+                self.whole.comm.Revoke()
                 word = ulfm.HEARD
-            if not ulfm.on() or (verdict := ulfm.agree(self.world.comm, word, self._job.exchange.timeout)) == ulfm.WELL:
-                return stop and replace(stop, rank=self._names[stop.rank])
+            if not ulfm.on() or (verdict := ulfm.agree(self.whole.comm, word, self._job.exchange.timeout)) == ulfm.WELL:
+                stop = stop and replace(stop, rank=self._names[self.world.first + stop.rank])
+                return joined(self.whole, self.world, stop, len(self._tally.answered), len(self._waiting))
             if ulfm.ending(verdict):
                 os._exit(ulfm.ending(verdict))
             loss = self._regroup()
@@ -177,13 +190,14 @@ class Crew:
     def _regroup(self) -> Loss:
         """The world becomes that of those that live, and all that the others had goes back to the pool. Collective over
         them. Raises `Agreed`."""
-        begin, before = time.monotonic(), self.world
+        begin, before = time.monotonic(), self.whole
         self._segments.close()
         self._progress.close()
         if self._balance:
             self._balance.close()
         self._abandoned.append((self._segments, self._balance))
         self.world, living = shrink(before)
+        self.whole = self.world
         dead = sorted(set(range(before.size)) - set(living))
         lost, self._names = [self._names[rank] for rank in dead], [self._names[rank] for rank in living]
         self._watch = self._new_watch()

@@ -78,12 +78,13 @@ def plan_rank(world: World, model: ModelSpec, job: Job, lengths: np.ndarray, pla
               free: Callable[[], int]) -> tuple[Sizes, Memory]:
     """How much each rank works on at once, and the memory that it is going to take: the same on all ranks.
 
-    `free` tells the bytes that this rank's GPU has free. Collective, before anything is allocated there. Raises
-    `Agreed` where the fullest rank's plan does not fit on the GPU that has the least.
+    `placements` are those of each group of them; `free` tells the bytes that this rank's GPU has free. Collective,
+    before anything is allocated there. Raises `Agreed` where the fullest rank's plan does not fit on the GPU that has
+    the least.
     """
     job = _on_nodes(job, world.nodes)
     if world.memory == "host":
-        sizes = plan_sizes(model, job, lengths, world.size)
+        sizes = plan_sizes(model, job, lengths, placements[0].ranks)
         return sizes, plan_memory(model, job, placements, sizes, "host")
     shares = world.comm.allgather(free() // _sharers(world, world.rank))
     rank = int(np.argmin(shares))
@@ -94,17 +95,19 @@ def plan_rank(world: World, model: ModelSpec, job: Job, lengths: np.ndarray, pla
                      f"{found.memory.words()}: {size(shares[rank])} are free"
                      f"{f' for each of the {sharers} ranks that share it' if sharers > 1 else ''}; "
                      f"{advice(found.memory, shares[rank], found.most, most_slots(placements))}", rank == world.rank)
-    if world.rank == 0 and found.sizes.sequences < plan_sizes(model, job, lengths, world.size).sequences:
+    if world.rank == 0 and found.sizes.sequences < plan_sizes(model, job, lengths, placements[0].ranks).sequences:
         print(f"hpcmoe: sequences at once on each rank: {found.sizes.sequences}, as many as its GPU's memory holds",
               file=sys.stderr, flush=True)
     return found.sizes, found.memory
 
 
 def _on_nodes(job: Job, nodes: Sequence[int]) -> Job:
-    """The job with the nodes that were found; rows may go in two hops between some."""
-    if len(set(nodes)) == 1:
+    """The job with the nodes that were found; rows may go in two hops between some of a group."""
+    groups = [part.tolist() for part in np.split(np.array(nodes), job.parallel.data)]
+    if all(len(set(group)) == 1 for group in groups):
         return job
-    return replace(job, parallel=replace(job.parallel, ranks_per_node=max(map(nodes.count, nodes))))
+    most = max(group.count(node) for group in groups for node in group)
+    return replace(job, parallel=replace(job.parallel, ranks_per_node=most))
 
 
 def _sharers(world: World, rank: int) -> int:

@@ -17,7 +17,7 @@ from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.watch import Unwatched, Watch
 from hpcmoe.notice import Notice
 from hpcmoe.traffic import Traffic
-from hpcmoe.types import Answer, Begun, StepTime
+from hpcmoe.types import Answer, Batch, Begun, Outcome, StepTime
 
 AHEAD = 2.0
 """The next step and a commit may take so many times as long as the longest so far."""
@@ -88,21 +88,34 @@ class Taker(Protocol):
             sample: np.ndarray, traffic: Traffic, step: StepTime, unfinished: Callable[[], Sequence[Begun]]) -> None:
         """See `Record.add`."""
 
+    def wait(self, unfinished: Callable[[], Sequence[Begun]]) -> None:
+        """See `Record.wait`."""
+
 
 class Vote:
     """What every rank says of itself between two steps. Collective over `comm`."""
 
     def __init__(self, comm, watch: Watch | Unwatched) -> None:
         self._comm, self._watch = comm.Dup(), watch
-        self._all = np.zeros((comm.size, 6), np.int64)
+        self._all = np.zeros((comm.size, 7), np.int64)
 
-    def __call__(self, free: int, active: int, ahead: int, tokens: int, reason: int, ready: int) -> np.ndarray:
-        """`[R, 6]` int64: each rank's free and taken slots, tokens ahead, new tokens so far, its reason to end now
-        (`Notice.reason`), and what it is ready for (`Balance.ready`)."""
+    def __call__(self, free: int, active: int, ahead: int, tokens: int, reason: int, ready: int,
+                 news: int) -> np.ndarray:
+        """`[R, 7]` int64: each rank's free and taken slots, tokens ahead, new tokens so far, its reason to end now
+        (`Notice.reason`), what it is ready for (`Balance.ready`), and how much it has for the others (`Pool.news`)."""
         self._watch.mark("vote")
-        request = self._comm.Iallgather(np.array([free, active, ahead, tokens, reason, ready], np.int64), self._all)
+        mine = np.array([free, active, ahead, tokens, reason, ready, news], np.int64)
+        request = self._comm.Iallgather(mine, self._all)
         until(request.Test, self._watch.idle)
         return self._all
+
+    def share(self, mine: Sequence[int], count: int) -> np.ndarray:
+        """A `pool.Share`."""
+        values = np.zeros(count, np.int64)
+        values[:len(mine)] = mine
+        request = self._comm.Ibcast(values)
+        until(request.Test, self._watch.idle)
+        return values
 
     def free(self) -> None:
         """Collective."""
@@ -112,7 +125,8 @@ class Vote:
 def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: RankSegments, turns: Turns,
              record: Taker, progress: Progress, notice: Notice, tally: Tally,
              balance: Balance | None = None) -> Stop | None:
-    """Answers the prompts in `pool`, the same on all ranks, in steps that are cut as `turns` says.
+    """Answers the prompts in `pool`, the same on all ranks, in steps that are cut as `turns` says. The ranks may be one
+    of several groups, whose steps do not depend on each other.
 
     Where any rank has notice to end, all do so before their next step: what came of it is returned.
     Collective. A rank without sequences takes part in every step: its experts serve the others. Where MPI raises in
@@ -121,31 +135,38 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
     clock = segments.clock
     while True:
         begin, clock.trace.step = time.perf_counter(), tally.step
+        pool.look()
         with clock.voting():
             state = vote(sequences.free, sequences.active, sequences.ahead, tally.tokens,
-                         notice.reason(AHEAD * tally.longest), balance.ready if balance else 0)
-        active = int(state[:, 1].sum())
-        progress.update(tally.prompts - len(pool) - active, int(state[:, 3].sum()))
+                         notice.reason(AHEAD * max(tally.longest, pool.elsewhere.longest)) or pool.told,
+                         balance.ready if balance else 0, pool.news)
+            pool.hear(int(state[0, 6]), vote.share)
+        free, active, tokens = (int(total) for total in state[:, [0, 1, 3]].sum(axis=0))
+        others = pool.elsewhere
+        progress.update(tally.prompts - len(pool) - active - others.prompts, tokens + others.tokens)
         ranks = deal(state[:, 0], len(pool))
-        if not ranks and not active:
+        if not ranks and not active and pool.ended:
             return None
         if state[:, 4].any():
             first = int(np.flatnonzero(state[:, 4])[0])
             return Stop(first, int(state[first, 4]), len(pool), active, tally.step)
+        tasks = pool.take(len(ranks))
+        pool.want(free - len(ranks), active + len(ranks), tokens, tally.longest)
+        if not ranks and not active:
+            segments.watch.idle()
+            pool.nap()
+            record.wait(sequences.begun)
+            clock.read()  # no step's
+            continue
         if balance:
             balance.between(state[:, 5], tally.step)
         clock.trace.push("step")
         ahead = state[:, 2].copy()
-        for task, taker in zip(pool.take(len(ranks)), ranks):
+        for task, taker in zip(tasks, ranks):
             ahead[taker] += len(task.tokens)
             if taker == rank:
                 sequences.admit(*task)
-        largest = min(int(ahead.max()), sequences.max_tokens)
-        parts = turns.parts(largest)
-        segments.go(-(-largest // parts))
-        batches = split(sequences.batch(), parts)
-        outcomes = turns.schedule([layer.step(segments, batch, n) for n, batch in enumerate(batches)], clock,
-                              segments.watch.idle, segments.watch.attend)
+        batches, outcomes = _step(sequences, segments, turns, min(int(ahead.max()), sequences.max_tokens))
         answers = [a for pair in zip(batches, outcomes) for a in sequences.advance(*pair)]
         rows, chosen = sum(batch.rows for batch in batches), sum(len(outcome.token) for outcome in outcomes)
         tally.answered += [answer.prompt for answer in answers]
@@ -160,3 +181,13 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
                    np.concatenate([outcome.sample for outcome in outcomes]), traffic,
                    StepTime(tally.step, rows, chosen, end - begin, clock.read(), traffic.total()), sequences.begun)
         tally.step, tally.longest = tally.step + 1, max(tally.longest, time.perf_counter() - begin)
+
+
+def _step(sequences: Sequences, segments: RankSegments, turns: Turns,
+          largest: int) -> tuple[list[Batch], list[Outcome]]:
+    """The micro-batches of a step, and what they came to; `largest` tokens on the fullest rank. Collective."""
+    parts = turns.parts(largest)
+    segments.go(-(-largest // parts))
+    batches = split(sequences.batch(), parts)
+    return batches, turns.schedule([layer.step(segments, batch, n) for n, batch in enumerate(batches)], segments.clock,
+                                   segments.watch.idle, segments.watch.attend)

@@ -58,7 +58,7 @@ def _run(world: World, job: Job, plan: Plan, traced: bool, notice: Notice, locke
     if world.rank == 0:
         _limit(notice, job)
     origin = Provenance(job.toml(), plan.inputs.identity(job), versions(world.library), world.size, world.hosts,
-                        most(plan.placements))
+                        most(plan.placements), job.parallel.data)
     waiting = np.setdiff1d(plan.inputs.rows, plan.left.done)
     recorded = open_trace(world.size) if traced else Untraced()
     on_root(world, lambda: begun.settle(Path(job.output), plan.left.attempt, plan.left.begun, origin))
@@ -104,7 +104,7 @@ def _answer(world: World, job: Job, plan: Plan, waiting: np.ndarray, origin: Pro
     with planned(memory):
         crew = Crew(world, job, plan, waiting, sizes, memory, origin, recorded, locked)
         stop = crew.answer(notice)
-        return crew.world, stop, crew.held
+        return crew.whole, stop, crew.held
 
 
 def _decoder(found: Inputs) -> Callable[[np.ndarray], str]:

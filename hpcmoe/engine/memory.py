@@ -64,8 +64,9 @@ class Memory:
 
 
 def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> Sizes:
-    """How much each of `ranks` ranks works on at once; lengths `[P]` int64 are those of the prompts."""
-    sequences = job.schedule.max_sequences or min(MOST_SEQUENCES, -(-len(lengths) // ranks))
+    """How much each rank works on at once, with `ranks` of them in each of the job's groups; lengths `[P]` int64 are
+    those of the prompts."""
+    sequences = job.schedule.max_sequences or min(MOST_SEQUENCES, -(-len(lengths) // (ranks * job.parallel.data)))
     tokens = job.schedule.max_tokens or min(MOST_TOKENS, sequences * int(lengths.max()))
     new = job.generate.max_new_tokens if job.mode == "generate" else 0
     length = min(model.context, int(lengths.max()) + new)

@@ -53,6 +53,10 @@ class Record:
         self._moved += moved
         self._sample.add(sample)
         self._traffic += traffic
+        self.wait(unfinished)
+
+    def wait(self, unfinished: Callable[[], Sequence[Begun]]) -> None:
+        """Commits what there is, where it is time; also where no step is to come soon."""
         if (self._answers or self._every) and time.monotonic() - self._since >= self._every:
             self.commit(unfinished())
 

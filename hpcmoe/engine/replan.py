@@ -61,9 +61,10 @@ class Replans:
     """
 
     def __init__(self, loads: Loads, every: int, placements: Placements, rank: int, shape: tuple[int, int],
-                 change: Change, read: Read) -> None:
-        """`every` in steps; shape is (L, E)."""
+                 change: Change, read: Read, label: str = "") -> None:
+        """`every` in steps; shape is (L, E); `label` as in `launch.World`."""
         self._loads, self._every, self._rank, self._change, self._read = loads, every, rank, change, read
+        self._label = label
         self._placements, self._rows = list(placements), np.zeros(shape, np.int64)
         self._steps = self.taken = 0
         self._task: Future | None = None
@@ -108,7 +109,7 @@ class Replans:
         else:
             self._moves = found
             if found and self._rank == 0:
-                print(f"hpcmoe: behind step {step}: {_words(found)}", file=sys.stderr, flush=True)
+                print(f"hpcmoe: {self._label}behind step {step}: {_words(found)}", file=sys.stderr, flush=True)
 
     def undo(self, taken: int) -> None:
         """See `generate.Balance`."""

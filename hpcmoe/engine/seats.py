@@ -47,9 +47,19 @@ def _check_team(model: ModelSpec, ranks: int, team: int) -> None:
 def _whole(model: ModelSpec, ranks: int, job: Job | None, what: str) -> Placements:
     """As `place`, of whole experts; `what` the ranks are."""
     if job and job.parallel.plan and model.moe:
-        return _planned(model, ranks, Path(job.parallel.plan), what)
+        each = " of each independent group" if job.parallel.data > 1 else ""
+        return _planned(model, ranks, Path(job.parallel.plan), what + each)
     spare = job and job.balance.mode == "replicas" and ranks > model.experts > 0
     return [(repeated if spare else linear)(model.experts, ranks)] * model.layers
+
+
+def group_size(ranks: int, job: Job) -> int:
+    """Ranks of each of the job's independent groups. Raises `JobError` where they cannot be of one size."""
+    data = job.parallel.data
+    if ranks % data:
+        raise JobError(f"parallel.data = {data}: {ranks} ranks are no {data} independent groups of one size: start a "
+                       f"multiple of {data}, or set another parallel.data")
+    return ranks // data
 
 
 def _planned(model: ModelSpec, ranks: int, path: Path, what: str) -> Placements:

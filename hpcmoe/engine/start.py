@@ -10,7 +10,7 @@ from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
 from hpcmoe.engine.inputs import Inputs
 from hpcmoe.engine.output import Left
-from hpcmoe.engine.seats import place
+from hpcmoe.engine.seats import group_size, place
 from hpcmoe.engine.versions import compare
 from hpcmoe.engine.ways import read_probe
 from hpcmoe.errors import JobError
@@ -30,6 +30,7 @@ class Plan:
     left: Left
     probe: Probe | None
     placements: Placements
+    """on the ranks of a group"""
     held: Held
 
 
@@ -44,7 +45,8 @@ def plan(world: World, job: Job, overwrite: bool, traced: bool, locked: ExitStac
         raise JobError(f"parallel.expert_tensor = {job.parallel.expert_tensor}: GPUs do not cut experts yet: set 1, "
                        "or compute.device = cpu")
     found = inputs.read(job)
-    placements = place(found.model.spec, world.size, job)
+    ranks = group_size(world.size, job)
+    placements = place(found.model.spec, ranks, job)
     held = locked.enter_context(lock.taken(output.check_place(job)))
     if traced:
         paths.check_output(beside(Path(job.output)), Path(job.model), Path(job.prompts))
@@ -54,6 +56,6 @@ def plan(world: World, job: Job, overwrite: bool, traced: bool, locked: ExitStac
     output.tidy(job, left)
     for line in left.warnings() + (compare(left.versions) if job.compute.reproducible else []):
         print(f"hpcmoe: warning: {line}", file=sys.stderr, flush=True)
-    probe = read_probe(job, found.model.spec, world.size, world.library)
+    probe = read_probe(job, found.model.spec, ranks, world.library)
     vet.end()  # from here on what was looked through is read
     return Plan(found, left, probe, placements, held)

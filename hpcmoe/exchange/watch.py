@@ -6,6 +6,7 @@ communicator of its own; they answer while they wait themselves. A rank that is 
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -50,9 +51,10 @@ class Place:
 class Watch:
     """Collective over `comm`, which is duplicated. `idle` is what `interface.until` calls between two looks."""
 
-    def __init__(self, comm, idle: Idle, timeout: float, hosts: tuple[str, ...]) -> None:
-        """`timeout` in seconds; `hosts` `[R]`."""
-        self._world, self._comm = comm, comm.Dup()
+    def __init__(self, comm, idle: Idle, timeout: float, hosts: tuple[str, ...], whole: Any, first: int) -> None:
+        """`timeout` in seconds; `hosts` `[R]`; `whole` is the communicator of all ranks, of which these may be a part,
+        and `first` what their first one is called there."""
+        self._whole, self._comm, self._first = whole, comm.Dup(), first
         self._rest, self._hosts = idle, hosts
         # one rank asks first; were it the one that hangs, the next does, and then all
         self._limit = timeout + min(comm.rank, 2) * (PATIENCE + 2)
@@ -77,7 +79,7 @@ class Watch:
             return
         self._looked = now
         if ulfm.on():
-            self._world.Iprobe()  # raises where it is revoked
+            self._whole.Iprobe()  # raises where it is revoked
         self._answer()
         if now - self._begun > self._limit:
             raise DeviceError(self._report())
@@ -114,9 +116,9 @@ class Watch:
         silent = [rank for rank in range(self._comm.size) if rank not in places]
         newest = max(place.sequence for place in places.values())
         behind = [rank for rank, place in places.items() if place.sequence < newest]
-        found = [f"rank {rank} on {self._hosts[rank]} does not answer" for rank in silent]
+        found = [f"rank {self._first + rank} on {self._hosts[rank]} does not answer" for rank in silent]
         if not silent:  # else those that are behind may only wait for the silent ones
-            found = [f"rank {rank} on {self._hosts[rank]} is behind, {places[rank]}" for rank in behind]
+            found = [f"rank {self._first + rank} on {self._hosts[rank]} is behind, {places[rank]}" for rank in behind]
         waited = time.monotonic() - self._begun
         verdict = "; ".join(found) or "all ranks answer and none is behind"
         return f"no progress for {waited:.0f} s {places[me]}: {verdict} (exchange.timeout sets the limit)"

@@ -36,11 +36,13 @@ class Provenance:
     hosts: tuple[str, ...]
     """`[R]`: the host of each rank"""
     experts_per_rank: int
+    groups: int = 1
+    """independent groups of neighbouring ranks that answered the prompts together"""
 
     def stamp(self, file: h5py.File) -> None:
         """Writes itself as attributes of `file`."""
         file.attrs.update(job=self.job, identity=self.identity, versions=self.versions, ranks=self.ranks,
-                          experts_per_rank=self.experts_per_rank)
+                          experts_per_rank=self.experts_per_rank, groups=self.groups)
         h5.put_strings(file, "host", self.hosts, "host of each rank")
 
 
@@ -62,9 +64,16 @@ class Part:
     rank: int = 0
     """which wrote it, -1 where that is not known,"""
     ranks: int = 1
-    """of so many"""
+    """of so many,"""
+    groups: int = 1
+    """in as many groups of neighbours"""
     bias: Biased | None = None
     """what a selection bias did, where the job has one"""
+
+    @property
+    def group(self) -> int:
+        """Which of the groups the rank was in."""
+        return max(self.rank, 0) * self.groups // self.ranks
 
 
 def folder(output: Path) -> Path:
@@ -136,9 +145,19 @@ def read(path: Path) -> Part:
             return Part(tuple(take_answers(file, path)), load, _take_steps(file, path),
                         h5.attribute(file, "attempt", path, int), traffic.take(file, "layer", len(load), path),
                         *routing.take_own(file, path, *load.shape), rank,
-                        h5.attribute(file, "ranks", path, int), bias.take(file, len(load), path))
+                        *groups(file, path), bias.take(file, len(load), path))
         except InputError as error:
             raise Damaged(str(error)) from None
+
+
+def groups(file: h5py.File, path: Path) -> tuple[int, int]:
+    """How many ranks wrote a part or results file, and in how many groups; versions that had none do not tell. Raises
+    `InputError`."""
+    ranks = h5.attribute(file, "ranks", path, int)
+    found = h5.attribute(file, "groups", path, int) if "groups" in file.attrs else 1
+    if ranks < 1 or found < 1 or ranks % found:
+        raise InputError(f"{path}: {ranks} ranks are not in {found} groups of one size: make the file again")
+    return ranks, found
 
 
 def take_load(file: h5py.File, path: Path) -> np.ndarray:

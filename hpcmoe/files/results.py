@@ -3,11 +3,12 @@
     prompt [P] int64, id [P], text [P], stop [P]
     tokens/data int32, logprobs/data float32, each with offsets int64 [P + 1]
     load [L, E] int64
-    timings/attempt, step, tokens, chosen, wall [steps]; timings/mean, max [steps, stages] over the ranks
+    timings/attempt, group, step, tokens, chosen, wall [steps]; timings/mean, max [steps, stages] over the ranks of the
+        group, of the job's independent ones
     exchange/step, exchange/layer, exchange/class: see `files.traffic`
     routing/: see `files.routing`; bias/, where the job has one: see `files.bias`
     host [R]
-    attributes: job (TOML), identity, versions, ranks, experts_per_rank; shards, where it was packed from some
+    attributes: job (TOML), identity, versions, ranks, experts_per_rank, groups; shards, where it was packed from some
 """
 
 from collections.abc import Callable, Sequence
@@ -33,12 +34,14 @@ HEAD = 1 << 16
 
 @dataclass(frozen=True)
 class StepTable:
-    """The steps of a run, over all its ranks and attempts."""
+    """The steps of a run, over all its attempts, and of each its groups of ranks, which step independently."""
 
     attempt: np.ndarray
     """`[steps]` int64"""
+    group: np.ndarray
+    """`[steps]` int64: whose ranks are meant below"""
     step: np.ndarray
-    """`[steps]` int64, from 0 in each attempt"""
+    """`[steps]` int64, from 0 in each attempt and group"""
     tokens: np.ndarray
     """`[steps]` int64: tokens computed on all ranks"""
     chosen: np.ndarray
@@ -51,6 +54,42 @@ class StepTable:
     """`[steps, stages]` float64: the same on the slowest rank"""
     traffic: Traffic
     """`[steps]`: seconds are means over the ranks, bytes are those of all ranks"""
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps: groups worked side by side, attempts one after another."""
+        return float(self._slowest(self.wall))
+
+    @property
+    def slowest(self) -> np.ndarray:
+        """`[stages]` float64: seconds in each stage of all steps, on the slowest rank of each; of the slowest group."""
+        return self._slowest(self.max)
+
+    @property
+    def average(self) -> np.ndarray:
+        """`[stages]` float64: seconds in each stage of all steps, mean over the ranks of all groups."""
+        return self._part @ self.mean
+
+    @property
+    def moved(self) -> Traffic:
+        """Of all steps: seconds are means over the ranks of all groups."""
+        return Traffic(self._part @ self.traffic.seconds, self._part @ self.traffic.exposed,
+                       self.traffic.bytes.sum(axis=0))
+
+    @property
+    def _part(self) -> np.ndarray:
+        """`[steps]` float64: one over the groups of each step's attempt, as far as they had steps."""
+        pairs = np.unique(np.stack([self.attempt, self.group], axis=1), axis=0)
+        attempts, count = np.unique(pairs[:, 0], return_counts=True)
+        return 1 / count[np.searchsorted(attempts, self.attempt)]
+
+    def _slowest(self, values: np.ndarray) -> np.ndarray:
+        """The largest of the groups' sums of values `[steps, ...]`, added up over the attempts."""
+        pairs, of = np.unique(np.stack([self.attempt, self.group], axis=1), axis=0, return_inverse=True)
+        sums = np.zeros((len(pairs), *values.shape[1:]))
+        np.add.at(sums, of.reshape(-1), values)
+        attempts = np.unique(pairs[:, 0])
+        return sum((sums[pairs[:, 0] == attempt].max(axis=0) for attempt in attempts), np.zeros(values.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -69,7 +108,7 @@ class Results:
     layers: Traffic
     """`[L]`: of all steps; seconds are means over the ranks, bytes are those of all ranks"""
     routing: Routing | None = None
-    """of the attempts with as many ranks as the last one; None in files of versions that did not count it"""
+    """of the attempts with as many ranks and groups as the last one; None in files of versions that did not count it"""
     bias: Biased | None = None
     """what a selection bias did, where the job had one"""
 
@@ -108,7 +147,7 @@ def pack(output: Path, prompts: Prompts, origin: Provenance, decode: Callable[[n
     answers = [found[prompt] for prompt in wanted]
     write(output, origin, Results(tuple(answers), tuple(prompts.ids[prompt] for prompt in wanted),
                                   tuple(decode(a.tokens) for a in answers), np.sum([p.load for p in pieces], axis=0),
-                                  tabulate(pieces), by_layer(pieces), _routing(pieces, origin.ranks),
+                                  tabulate(pieces), by_layer(pieces), _routing(pieces, origin),
                                   bias.add([p.bias for p in pieces])))
     parts.remove(output)
 
@@ -140,10 +179,11 @@ def read(file: h5py.File, path: Path) -> Results:
                    bias.take(file, len(load), path))
 
 
-def _routing(pieces: Sequence[Part], ranks: int) -> Routing | None:
+def _routing(pieces: Sequence[Part], origin: Provenance) -> Routing | None:
     mine = [(p.rank, p.load, p.computed, p.expert) for p in pieces
-            if p.ranks == ranks and 0 <= p.rank < ranks and p.computed is not None and p.expert is not None]
-    return files_routing.gather(mine, ranks) if mine else None
+            if (p.ranks, p.groups) == (origin.ranks, origin.groups) and 0 <= p.rank < p.ranks
+            and p.computed is not None and p.expert is not None]
+    return files_routing.gather(mine, origin.ranks) if mine else None
 
 
 def routing(path: Path) -> Routing:
@@ -158,8 +198,8 @@ def routing(path: Path) -> Routing:
 
 
 def tabulate(pieces: Sequence[Part]) -> StepTable:
-    """The step times of all parts, put together by (attempt, step)."""
-    keyed = [((piece.attempt, s.step), s) for piece in pieces for s in piece.steps]
+    """The step times of all parts, put together by (attempt, group, step)."""
+    keyed = [((piece.attempt, piece.group, s.step), s) for piece in pieces for s in piece.steps]
     order = {key: row for row, key in enumerate(sorted({key for key, _ in keyed}))}
     rows = np.array([order[key] for key, _ in keyed], np.int64)
     n = len(order)
@@ -180,8 +220,8 @@ def tabulate(pieces: Sequence[Part]) -> StepTable:
                              (moved.bytes, every.bytes)):
             np.add.at(sums, rows, values)
         moved = Traffic(moved.seconds / ranks, moved.exposed / ranks, moved.bytes)
-    attempt, step = np.array(sorted(order), np.int64).reshape(n, 2).T
-    return StepTable(attempt, step, tokens, chosen, wall, mean, largest, moved)
+    attempt, group, step = np.array(sorted(order), np.int64).reshape(n, 3).T
+    return StepTable(attempt, group, step, tokens, chosen, wall, mean, largest, moved)
 
 
 def by_layer(pieces: Sequence[Part]) -> Traffic:
@@ -196,7 +236,8 @@ def by_layer(pieces: Sequence[Part]) -> Traffic:
 
 
 def _put_timings(file: h5py.File, table: StepTable) -> None:
-    notes = {"attempt": "which start of the job", "step": "number of the step in its attempt",
+    notes = {"attempt": "which start of the job", "group": "which of its independent groups of ranks",
+             "step": "number of the step in its attempt and group",
              "tokens": "tokens computed on all ranks [tokens]", "chosen": "tokens chosen on all ranks [tokens]",
              "wall": "seconds of the step on the slowest rank [s]",
              "mean": "seconds in each stage, mean over the ranks [s]",
@@ -210,15 +251,16 @@ def steps(file: h5py.File, path: Path) -> StepTable:
     """The step times in a results file. Raises `InputError`."""
     counts = attempt, step, tokens, chosen = [h5.take(file, f"timings/{name}", path, np.integer, 1)
                                               for name in ("attempt", "step", "tokens", "chosen")]
+    group = h5.take(file, "timings/group", path, np.integer, 1) if "timings/group" in file else np.zeros_like(step)
     wall = h5.take(file, "timings/wall", path, np.floating, 1)
     mean, largest = (h5.take(file, f"timings/{name}", path, np.floating, 2) for name in ("mean", "max"))
-    if len({len(column) for column in (*counts, wall, mean, largest)}) > 1:
+    if len({len(column) for column in (*counts, group, wall, mean, largest)}) > 1:
         raise InputError(f"{path}: the datasets in timings differ in length: make the file again")
     if mean.shape != largest.shape or mean.shape[1] != len(STAGES):
         raise InputError(f"{path}: timings/mean and max have {mean.shape[1]} stages and {largest.shape[1]}, not "
                          f"{len(STAGES)}: make the file again")
     moved = traffic.take(file, "step", len(wall), path) or Traffic.none(len(wall))
-    return StepTable(attempt, step, tokens, chosen, wall, mean, largest, moved)
+    return StepTable(attempt, group, step, tokens, chosen, wall, mean, largest, moved)
 
 
 def answers(path: Path) -> list[Answer]:

@@ -108,6 +108,19 @@ def thin(routing: Routing) -> Routing:
     return replace(routing, rank=routing.rank[some], expert=routing.expert[some])
 
 
+def folded(routing: Routing, groups: int) -> Routing:
+    """Of the ranks of one group, where those of all `groups` had it together: each stands for those with its place in
+    their groups."""
+    if groups == 1:
+        return routing
+    ranks = routing.computed.shape[1] // groups
+
+    def fold(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(len(rows), groups, ranks, *rows.shape[2:]).sum(axis=1)
+    load = routing.load if routing.load.shape[1] == 1 else fold(routing.load)
+    return Routing(load, routing.rank % np.int32(ranks), routing.expert, fold(routing.computed))
+
+
 def join(found: Sequence[Routing | None]) -> Routing | None:
     """Of the shards of a job; None where one has none, or they had other numbers of ranks or experts per token."""
     some = [routing for routing in found if routing]

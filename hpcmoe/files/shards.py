@@ -53,11 +53,12 @@ def read(path: Path) -> Piece:
     vet.check(path, "results")
     with h5.reading(path, "results") as file:
         job, identity, versions = (h5.attribute(file, name, path, str) for name in ("job", "identity", "versions"))
-        ranks, most = (h5.attribute(file, name, path, int) for name in ("ranks", "experts_per_rank"))
+        (ranks, groups), most = parts.groups(file, path), h5.attribute(file, "experts_per_rank", path, int)
         whole, words = shard.split(identity)
         if not words:
             raise JobError(f"{path} holds the results of a whole job, not those of a shard: it is packed already")
-        origin = Provenance(job, whole, versions, ranks, tuple(h5.strings(file, "host", path)), most)
+        origin = Provenance(job, whole, versions, ranks, tuple(h5.strings(file, "host", path)), most,
+                            groups)
         return Piece(path, shard.parse(words), origin, results.read(file, path))
 
 
@@ -114,7 +115,13 @@ def _origin(pieces: Sequence[Piece], output: Path) -> Provenance:
     hosts = tuple(host for piece in pieces for host in piece.origin.hosts)
     return Provenance(tomli_w.dumps(job), first.origin.identity, "; ".join(versions),
                       sum(piece.origin.ranks for piece in pieces), hosts,
-                      max(piece.origin.experts_per_rank for piece in pieces))
+                      max(piece.origin.experts_per_rank for piece in pieces), _groups(pieces) or 1)
+
+
+def _groups(pieces: Sequence[Piece]) -> int:
+    """The groups of ranks of each; 0 where they differ."""
+    found = {piece.origin.groups for piece in pieces}
+    return found.pop() if len(found) == 1 else 0
 
 
 def _joined(pieces: Sequence[Piece]) -> Results:
@@ -126,7 +133,8 @@ def _joined(pieces: Sequence[Piece]) -> Results:
     answers, ids, texts = zip(*rows)
     layers = sum((one.layers for one in found), Traffic.none(len(found[0].load)))
     return Results(answers, ids, texts, np.sum([one.load for one in found], axis=0), _one_after_another(found), layers,
-                   routing.join([one.routing for one in found]), bias.add([one.bias for one in found]))
+                   routing.join([one.routing for one in found]) if _groups(pieces) else None,
+                   bias.add([one.bias for one in found]))
 
 
 def _one_after_another(found: Sequence[Results]) -> StepTable:

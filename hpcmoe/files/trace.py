@@ -65,7 +65,8 @@ def _write(file: IO[str], ranks: Iterable[RankTrace], begin: float) -> tuple[int
             before = ",\n"
         told.append((rank.steps, rank.of))
         within.append(round(rank.within * 1e6, 3))
-    steps, of = min(told)
+    of = max(ran for _, ran in told)  # groups of ranks have steps of their own
+    steps = min((whole for whole, ran in told if whole < ran), default=of)
     about = {"creator": f"hpcmoe {__version__}", "steps": of, "whole_steps": steps, "clock_within_us": within}
     file.write(f'\n],\n"displayTimeUnit": "ms",\n"otherData": {dumps(about)}}}\n')
     return steps, of

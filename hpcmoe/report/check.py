@@ -12,7 +12,7 @@ from hpcmoe.config import Job
 from hpcmoe.engine import inputs, output
 from hpcmoe.engine.fit import Fit, advice, fit, largest
 from hpcmoe.engine.memory import MOST_TOKENS, Memory, Sizes, plan_memory, plan_sizes, room
-from hpcmoe.engine.seats import place
+from hpcmoe.engine.seats import group_size, place
 from hpcmoe.errors import JobError
 from hpcmoe.files import lock
 from hpcmoe.report import text
@@ -42,7 +42,7 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
         job = config.load(path, overrides)
         read = inputs.read(job)
         model, lengths = read.model.spec, read.prompts.lengths[read.rows]
-        placements = place(model, ranks, job)
+        placements = place(model, group_size(ranks, job), job)
         found = _fit(model, job, lengths, room(job, placements), limit)
         left = output.look(job, read.identity(job), model.vocabulary)
         out.print(f"{path}: nothing wrong was found\n  model    {job.model} ({model.name})\n"
@@ -56,7 +56,7 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
             out.print(f"  shrink   start it with {ulfm.HOW}, not with srun; on GPUs with exchange.transport = staged; "
                       "the plan below has room for the experts of one lost rank")
         more = f"schedule.max_sequences = {found.most}"
-    out.print(_layout(model, found.sizes, placements))
+    out.print(_layout(model, found.sizes, placements, job.parallel.data))
     where = "on a CPU, where weights are float32" if limit is None else "on its GPU, bfloat16"
     out.print(f"Memory of the fullest rank, {where}:")
     out.print(_table(found.memory))
@@ -113,19 +113,20 @@ def _fit_alone(model: ModelSpec, job: Job, placements: Placements, limit: float 
     return Fit(Sizes(1, min(MOST_TOKENS, length), length), plan(1), most)
 
 
-def _layout(model: ModelSpec, sizes: Sizes, placements: Placements) -> str:
-    ranks, shards = placements[0].ranks, placements[0].shards
-    layers = [placements[layer].grouped for layer in model.moe_layers]
+def _layout(model: ModelSpec, sizes: Sizes, placements: Placements, groups: int) -> str:
+    shards, layers = placements[0].shards, [placements[layer].grouped for layer in model.moe_layers]
+    ranks = text.plural(placements[0].ranks, "rank")
+    ranks = f"{groups} independent groups of {ranks}" if groups > 1 else ranks
     work = f"up to {text.plural(sizes.sequences, 'sequence')} and {text.plural(sizes.tokens, 'token')} a step on each"
     if not model.moe:
-        return f"{text.plural(ranks, 'rank')}, a dense model, {work}"
+        return f"{ranks}, a dense model, {work}"
     spare = int((np.sum([np.diff(layer.first) for layer in layers], axis=0) == 0).sum())
     copies = max(int(layer.copies.max()) for layer in layers)
     slots = (f"{text.plural(most_slots(layers), 'expert')} per rank and layer"
              f"{f', 1 of {shards} shards of each' if shards > 1 else ''}"
              f"{f', {spare * shards} ranks without' if spare else ''}"
              f"{f', up to {copies} replicas of one' if copies > 1 else ''}")
-    return f"{text.plural(ranks, 'rank')}, E = {model.experts}: {slots}; {work}"
+    return f"{ranks}, E = {model.experts}: {slots}; {work}"
 
 
 def _table(memory: Memory) -> Table:

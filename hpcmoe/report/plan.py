@@ -11,7 +11,8 @@ from rich.console import Console
 from hpcmoe import array, launch, paths, tables
 from hpcmoe.engine.inputs import open_model
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import h5, plan, results, topology
+from hpcmoe.files import h5, parts, plan, results, topology
+from hpcmoe.files import routing as files_routing
 from hpcmoe.files.plan import EXCHANGES, LINKS, TERMS, Plan, Weights
 from hpcmoe.placement.cost import paces
 from hpcmoe.placement.policy import POLICIES, Case, check
@@ -46,7 +47,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Run:
-    """What results tell of a run."""
+    """What results tell of a run: of its groups of ranks together, as if they were one."""
 
     routing: Routing
     model: ModelSpec
@@ -93,14 +94,16 @@ def make(source: Path, output: Path, asked: Asked) -> None:
 
 
 def read(source: Path) -> Run:
-    """What the results in `source` tell. Raises `InputError`."""
+    """What the results in `source` tell; groups are taken to lie on nodes as the first one does. Raises
+    `InputError`."""
     routing = results.routing(source)
-    ranks = routing.computed.shape[1]
-    if ranks > MOST_RANKS:
-        raise InputError(f"{source}: was made by {ranks} ranks, and plans are for {MOST_RANKS} at most")
     with h5.reading(source, "results") as file:
+        routing = files_routing.folded(routing, parts.groups(file, source)[1])
+        ranks = routing.computed.shape[1]
         steps, hosts = results.steps(file, source), h5.strings(file, "host", source)[:ranks]
         model, dtype, per_node, shards = _job(h5.attribute(file, "job", source, str), source)
+    if ranks > MOST_RANKS:
+        raise InputError(f"{source}: was made by {ranks} ranks, and plans are for {MOST_RANKS} at most")
     layers = [layer for layer in range(len(routing.load)) if routing.load[layer].any()]
     L, _, E = routing.load.shape
     there = (model.layers, model.experts, list(model.moe_layers), model.moe.top_k if model.moe else 0)

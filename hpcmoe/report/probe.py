@@ -10,7 +10,7 @@ from hpcmoe import config, launch, paths
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs
 from hpcmoe.engine.memory import plan_sizes
-from hpcmoe.engine.seats import place
+from hpcmoe.engine.seats import group_size, place
 from hpcmoe.errors import DeviceError, InputError
 from hpcmoe.files import probe
 from hpcmoe.files.probe import ENDED, WORKS, WRONG, Probe
@@ -33,14 +33,15 @@ def run(path: Path, overrides: tuple[str, ...], output: Path | None) -> int:
 def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Path | None) -> None:
     from hpcmoe.bench import cuts  # start MPI
     from hpcmoe.bench import probe as bench
-    from hpcmoe.engine import ways
+    from hpcmoe.engine import groups, ways
     from hpcmoe.engine.versions import versions
     from hpcmoe.exchange import tune
     launch.check_gpus(world)
     job, model, most, target = launch.on_root(world, lambda: _read(path, overrides, output, world.size))
     world = launch.with_nodes(world, job.parallel.ranks_per_node)
     units = ways.units(model, job)
-    known = Probe(world.hosts, world.library, units, model.name, {})
+    group = groups.split(world, job.parallel.data)  # whose steps are timed; those of the first one are told
+    known = Probe(group.hosts, world.library, units, model.name, {})
 
     def save(found: Probe) -> None:
         launch.on_root(world, lambda: probe.write(target, found, versions(world.library)))
@@ -60,15 +61,17 @@ def _run(world: launch.World, path: Path, overrides: tuple[str, ...], output: Pa
     if WORKS not in verdicts.values():
         raise launch.Agreed(DeviceError.code, "rows did not come whole by any transport: try another MPI library",
                             world.rank == 0)
-    if world.size > 1 and model.moe:
+    if group.size > 1 and model.moe:
         tell("timing modes and schedules")
         way = ways.Way("alltoallv", known.best(), memory=world.memory)
         if known.works(known.best(), "persistent"):
-            way = replace(way, mode="auto", speeds=tune.measure(world.comm, world.idle, units, way, rounds=31))
-        tried = ways.measure_hops(world, job, model, place(model, world.size, job), way)
-        known = replace(known, speeds=way.speeds, cuts=cuts.measure_cuts(world, model, job, way, most), hops=tried.hops,
-                        nodes=len(set(world.nodes)))
+            way = replace(way, mode="auto", speeds=tune.measure(group.comm, world.idle, units, way, rounds=31))
+        tried = ways.measure_hops(group, job, model, place(model, group.size, job), way)
+        known = replace(known, speeds=way.speeds, cuts=cuts.measure_cuts(group, model, job, way, most), hops=tried.hops,
+                        nodes=len(set(group.nodes)))
         save(known)
+    if group is not world:
+        group.comm.Free()
     if world.rank == 0:
         page(text.console(), known)
         print(f'{target} is written: probe = "{named(target, path)}" in the job makes auto go by it')
@@ -100,6 +103,7 @@ def _read(path: Path, overrides: tuple[str, ...], output: Path | None,
     """The job, its model, the most tokens of a step, and where to write."""
     job = config.load(path, overrides)
     found = inputs.read(job)
+    ranks = group_size(ranks, job)
     place(found.model.spec, ranks, job)  # raises where that does not fit: here, where one rank tells
     sizes = plan_sizes(found.model.spec, job, found.prompts.lengths, ranks)
     target = output or Path(job.probe or path.with_name("probe.h5"))

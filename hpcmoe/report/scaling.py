@@ -73,7 +73,7 @@ def read(path: Path) -> Run:
         job, _ = shard.split(h5.attribute(file, "identity", path, str))
         hosts, prompts = h5.strings(file, "host", path), h5.take(file, "prompt", path)
         return Run(path, job, len(set(hosts)), h5.attribute(file, "ranks", path, int), len(prompts),
-                   int(steps.chosen.sum()), float(steps.wall.sum()), float(steps.traffic.exposed.sum()))
+                   int(steps.chosen.sum()), steps.seconds, float(steps.moved.exposed))
 
 
 def series(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -80,11 +80,12 @@ def _results(out: Console, path: Path, limit: int) -> None:
     with h5.reading(path) as file:
         _head(out, file, path)
         out.print(h5.attribute(file, "versions", path, str))
-        ranks, places = h5.attribute(file, "ranks", path, int), sorted(set(h5.strings(file, "host", path)))
+        (ranks, groups), places = parts.groups(file, path), sorted(set(h5.strings(file, "host", path)))
         many = f" of {file.attrs['shards']} shards" if "shards" in file.attrs else ""
         cut = _shards(h5.attribute(file, "job", path, str))
-        groups = f" in groups of {cut}, which share their experts," if cut > 1 else ""
-        out.print(f"{text.plural(ranks, 'rank')}{many}{groups} on {text.plural(len(places), 'host')} "
+        many += f" in {groups} independent groups{' each' * bool(many)}" if groups > 1 else ""
+        many += f" in groups of {cut}, which share their experts," if cut > 1 else ""
+        out.print(f"{text.plural(ranks, 'rank')}{many} on {text.plural(len(places), 'host')} "
                   f"({', '.join(places[:8])})")
         _answers(out, file, path, limit)
         load = parts.take_load(file, path)
@@ -187,14 +188,14 @@ def was_scored(file: h5py.File, path: Path) -> bool:
 
 def speed_line(steps: StepTable, scored: bool) -> str:
     """Tokens and tokens/s over all steps."""
-    wall, new = float(steps.wall.sum()), int(steps.chosen.sum())
+    wall, new = steps.seconds, int(steps.chosen.sum())
     return (f"{new} {'scored' if scored else 'new'} tokens in {len(steps.wall)} steps and {text.seconds(wall)}: "
             f"{new / max(wall, 1e-9):.1f} tokens/s ({int(steps.tokens.sum())} computed, prompts included)")
 
 
 def print_traffic(out: Console, steps: StepTable) -> None:
     """What all exchanges took and moved, where there were any: "exchange 12.3 s, 2.1 s exposed (83 % hidden) …"."""
-    sums = steps.traffic.total()
+    sums = steps.moved
     if not sums.seconds:
         return
     moved = max(int(sums.bytes.sum()), 1)
@@ -206,11 +207,9 @@ def print_traffic(out: Console, steps: StepTable) -> None:
 def stage_table(steps: StepTable) -> Table:
     """Seconds of all steps, by stage."""
     grid = text.table("stage", ">mean over ranks", ">slowest rank", ">share")
-    total = max(float(steps.mean.sum()), 1e-12)
-    for column, name in enumerate(STAGES):
-        mean = float(steps.mean[:, column].sum())
-        grid.add_row(name, text.seconds(mean), text.seconds(float(steps.max[:, column].sum())),
-                     f"{100 * mean / total:.0f} %")
+    total = max(float(steps.average.sum()), 1e-12)
+    for name, mean, slowest in zip(STAGES, steps.average.tolist(), steps.slowest.tolist()):
+        grid.add_row(name, text.seconds(mean), text.seconds(slowest), f"{100 * mean / total:.0f} %")
     return grid
 
 

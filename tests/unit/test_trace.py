@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -180,8 +181,14 @@ class TestFile:
         assert "overlap" in traces.wrong(traces.read(tmp_path / "t.json"), 1)[0]
 
     def test_it_covers_what_all_ranks_have(self, tmp_path):
-        ranks = [given(rank=n, steps=steps) for n, steps in enumerate((5, 3, 4))]
-        assert trace.write(tmp_path / "t.json", ranks, 0.0)[0] == 3
+        ranks = [replace(given(rank=n, steps=steps), of=5) for n, steps in enumerate((5, 3, 4))]
+        assert trace.write(tmp_path / "t.json", ranks, 0.0) == (3, 5)
+
+    def test_groups_of_ranks_have_steps_of_their_own(self, tmp_path):
+        ranks = [given(rank=n, steps=steps) for n, steps in enumerate((5, 5, 3, 3))]
+        assert trace.write(tmp_path / "t.json", ranks, 0.0) == (5, 5)
+        full = [*ranks[:3], replace(ranks[3], steps=2)]
+        assert trace.write(tmp_path / "t.json", full, 0.0) == (2, 5)
 
     def test_it_lies_beside_the_output(self, tmp_path):
         assert trace.beside(tmp_path / "a.b.h5") == tmp_path / "a.b.trace.json"
