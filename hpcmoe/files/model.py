@@ -8,16 +8,19 @@
 Matrices are `[out, in]`. bfloat16 is stored as uint16 with the attribute `dtype = "bfloat16"`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
+from h5py import h5d, h5p, h5s, h5t
 
 from hpcmoe import array, spec, spec_table, tables
 from hpcmoe.errors import InputError
-from hpcmoe.files import h5, vet
+from hpcmoe.files import h5, staged, vet
+from hpcmoe.files.staged import Staged
 from hpcmoe.slots import Piece
 from hpcmoe.spec import ModelSpec, Tensor
 
@@ -28,8 +31,17 @@ TEXTS = {"tokenizer": "tokenizer in the JSON of the tokenizers library",
 CACHED = 1 << 18
 """Bytes that stay in a core's cache."""
 
+STORED = {"bfloat16": h5t.STD_U16LE, "float32": h5t.IEEE_F32LE}
+"""What HDF5 calls it."""
+
+Same = Callable[[Tensor], str | None]
+"""The name of a tensor before it that is the same, if one is"""
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 """(shape, dtype) -> where a block may be read to"""
+
+
+def apart(tensor: Tensor) -> None:
+    """The `Same` of models in which no two tensors are."""
 
 
 class Source(Protocol):
@@ -103,39 +115,80 @@ def _finite(block: np.ndarray) -> bool:
     return True
 
 
-def write(path: Path, source: Source, dtype: str, *, same: Callable[[Tensor], str | None] = lambda tensor: None,
+def write(path: Path, source: Source, dtype: str, *, same: Same = apart,
           done: Callable[[Tensor], None] = lambda tensor: None) -> None:
-    """All tensors of `source` as a model file of `dtype`, streamed.
+    """All tensors of `source` as a model file of `dtype`, by this process alone; else nothing stays there.
 
-    Where `same(tensor)` names a tensor written before, `tensor` becomes a hard link to it, which
-    takes no space. `done` is called after each tensor. Raises `JobError` where `path` cannot be written.
+    `done` is called after each tensor. Raises `JobError` where `path` cannot be written.
     """
-    with h5.writing(path, "model") as file:
-        file.attrs["spec"] = tables.dump(source.spec)
-        file.attrs["dtype"] = dtype
-        for name, note in TEXTS.items():
-            if value := getattr(source, name):
-                text = file.create_dataset(name, data=value, dtype=h5py.string_dtype())
-                text.attrs.update(long_name=note, units="1")
-        for tensor in spec.tensors(source.spec):
-            first = same(tensor)
-            if first:
-                file[tensor.name] = file[first]
-            else:
-                _write_tensor(file, tensor, source.blocks(tensor), dtype)
-            file.check()
-            done(tensor)
+    try:
+        made = begin(path, source, dtype, same, {}, overwrite=True)
+        assert made
+        with staged.Writer(made) as writer:
+            for tensor in spec.tensors(source.spec):
+                if tensor.name in made.places:
+                    writer.fill(tensor.name, as_stored(source, tensor, dtype))
+                done(tensor)
+            writer.commit()
+        staged.finish(made)
+    finally:
+        with suppress(OSError):
+            staged.clear(path)
 
 
-def _write_tensor(file: h5py.File, tensor: Tensor, blocks: Iterator[np.ndarray], dtype: str) -> None:
-    half = dtype == "bfloat16" and not tensor.exact
-    dataset = file.create_dataset(tensor.name, tensor.shape, np.uint16 if half else np.float32)
-    dataset.attrs.update(long_name=f"weights of the {tensor.part}", units="1", dtype="bfloat16" if half else "float32")
-    row = 0
-    for block in blocks:
-        dataset[row:row + len(block)] = array.narrow(block) if half else block
-        row += len(block)
-    assert row == tensor.shape[0], f"{tensor.name}: {row} rows of {tensor.shape}"
+def begin(path: Path, source: Source, dtype: str, same: Same, asked: Mapping[str, Any],
+          overwrite: bool = False) -> Staged | None:
+    """A model file of `dtype` for the tensors of `source`, to be filled: see `staged.begin`, which has `asked` and
+    `overwrite`, too.
+
+    Where `same(tensor)` names a tensor before it, `tensor` becomes a hard link to that, which takes no space.
+    """
+    return staged.begin(path, "model", asked, lambda file: _lay_out(file, source, dtype, same), overwrite)
+
+
+def _lay_out(file: h5.NewFile, source: Source, dtype: str, same: Same) -> dict[str, tuple[int, int]]:
+    file.attrs["spec"] = tables.dump(source.spec)
+    file.attrs["dtype"] = dtype
+    for name, note in TEXTS.items():
+        if value := getattr(source, name):
+            text = file.create_dataset(name, data=value, dtype=h5py.string_dtype())
+            text.attrs.update(long_name=note, units="1")
+    return {tensor.name: found for tensor in spec.tensors(source.spec)
+            if (found := _room(file, tensor, dtype, same(tensor)))}
+
+
+def _room(file: h5.NewFile, tensor: Tensor, dtype: str, first: str | None) -> tuple[int, int] | None:
+    """Where the bytes of `tensor` go, which has room now; None where it is the same as `first`."""
+    if first:
+        file[tensor.name] = file[first]
+        return None
+    at, _, name = tensor.name.rpartition("/")
+    group, kept = file.require_group(at) if at else file, stored_as(tensor, dtype)
+    made = h5d.create(group.id, name.encode(), STORED[kept], h5s.create_simple(tensor.shape), in_one_piece())
+    h5py.Dataset(made).attrs.update(long_name=f"weights of the {tensor.part}", units="1", dtype=kept)
+    return made.get_offset(), made.get_storage_size()
+
+
+def in_one_piece() -> h5p.PropDCID:
+    """How a dataset is made whose bytes are written past HDF5: it has its place at once, and nothing is put there."""
+    plan = h5p.create(h5p.DATASET_CREATE)
+    plan.set_layout(h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)
+    return plan
+
+
+def stored_as(tensor: Tensor, dtype: str) -> str:
+    """The dtype of `tensor` in a file of `dtype`."""
+    return "float32" if tensor.exact else dtype
+
+
+def as_stored(source: Source, tensor: Tensor, dtype: str) -> Iterator[np.ndarray]:
+    """Blocks of a tensor as they lie in a file of `dtype`."""
+    half = stored_as(tensor, dtype) == "bfloat16"
+    for block in source.blocks(tensor):
+        yield array.narrow(block).astype("<u2", copy=False) if half else block.astype("<f4", copy=False)
 
 
 def row_blocks(tensor: Tensor, shape: tuple[int, ...]) -> Iterator[slice]:
