@@ -22,6 +22,10 @@ def cli() -> None:
     """Mixture-of-Experts inference as a batch job: one MPI rank and one expert per GPU, HDF5 in and out."""
 
 
+ANEW = click.option("--overwrite", is_flag=True,
+                    help="Begin anew where an unfinished output of another source or other options lies.")
+
+
 @cli.command(short_help="Make a model file from a checkpoint.")
 @click.argument("source", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="The model.h5 to write.")
@@ -32,17 +36,21 @@ def cli() -> None:
 @click.option("--experts", type=click.IntRange(1), default=16, show_default=True, help="E, with --upcycle.")
 @click.option("--top-k", type=click.IntRange(1), default=2, show_default=True, help="K, with --upcycle copies.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the gate, with --upcycle.")
+@ANEW
 def convert(source: Path, output: Path, dtype: str, upcycle: str | None, experts: int, top_k: int,
-            seed: int) -> None:
+            seed: int, overwrite: bool) -> None:
     """Make a model file from SOURCE: a folder with a Hugging Face checkpoint (config.json, safetensors), or a
     GGUF file.
+
+    Under a launcher all ranks share the work, as in mpiexec -n 8 hpcmoe convert SOURCE -o model.h5. What ends before
+    it is done leaves model.h5.unfinished, and the same command goes on with it, on any number of ranks.
 
     --upcycle copies makes every expert a copy of the block (hard links: the file stays small) behind a random
     gate; --upcycle slices cuts the block into E parts that all tokens go to. Either way the answers are those
     of the dense model.
     """
     from hpcmoe.convert import checkpoint
-    checkpoint.convert(source, output, dtype, upcycle, experts, top_k, seed)
+    sys.exit(checkpoint.convert(source, output, dtype, upcycle, experts, top_k, seed, overwrite))
 
 
 @cli.command(short_help="Make a model file with random weights.")
@@ -51,13 +59,16 @@ def convert(source: Path, output: Path, dtype: str, upcycle: str | None, experts
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
               help="What to round the weights to.")
-def init(spec: Path, output: Path, seed: int, dtype: str) -> None:
+@ANEW
+def init(spec: Path, output: Path, seed: int, dtype: str, overwrite: bool) -> None:
     """Make a model file with random weights of the shapes in SPEC, a TOML file such as inputs/seed61.toml.
+
+    Under a launcher all ranks share the work, and what ends before it is done is gone on with, as by hpcmoe convert.
 
     A job may also name the SPEC itself: each rank then draws its share, the same weights, without a file.
     """
     from hpcmoe.convert import checkpoint
-    checkpoint.init(spec, output, seed, dtype)
+    sys.exit(checkpoint.init(spec, output, seed, dtype, overwrite))
 
 
 @cli.command(short_help="Make a prompts file from text or JSONL.")

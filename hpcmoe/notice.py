@@ -30,9 +30,10 @@ class Notice:
         self._signal, self._heard, self._end = 0, 0.0, math.inf
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within the block a signal is noted; a second one, later than `ONE`, ends the process as ever."""
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+    def listening(self, *more: signal.Signals) -> Iterator[None]:
+        """Within the block a signal, one of `SIGNALS` or `more`, is noted; a second one, later than `ONE`, ends the
+        process as ever."""
+        before = {number: signal.signal(number, self._hear) for number in (*SIGNALS, *more)}
         try:
             yield
         finally:

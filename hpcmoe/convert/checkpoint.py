@@ -1,38 +1,58 @@
-"""The verbs `convert` and `init`: from a source of weights to a model file, with progress."""
+"""The verbs `convert` and `init`: from a source of weights to a model file."""
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
-from hpcmoe import spec, spec_table
+from hpcmoe import __version__, spec_table, tables
 from hpcmoe.convert.gguf import GgufCheckpoint
 from hpcmoe.convert.huggingface import HuggingFaceCheckpoint
+from hpcmoe.convert.making import Given, Order, make
 from hpcmoe.convert.upcycle import Copies, Slices
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import model
+from hpcmoe.files import vet
 from hpcmoe.files.drawn import Drawn
-from hpcmoe.files.model import Source
+from hpcmoe.files.model import Source, apart
 from hpcmoe.paths import check_output
+
+READ = ("*.json", "*.jinja", "*.safetensors")
+"""The files of a checkpoint's folder."""
 
 
 def convert(source: Path, output: Path, dtype: str, upcycle: str | None, experts: int, top_k: int,
-            seed: int) -> None:
-    """Writes the checkpoint at `source` as a model file. Raises `InputError`, `JobError`."""
-    check_output(output, source, *source.glob("*.json"), *source.glob("*.safetensors"))
-    checkpoint = open_checkpoint(source)
-    if upcycle and checkpoint.spec.moe:
-        raise JobError(f"--upcycle makes experts of a dense model, and {checkpoint.spec.name} has experts already")
+            seed: int, overwrite: bool = False) -> int:
+    """Writes the checkpoint at `source` as a model file; returns the exit code. Collective, as `making.make` is.
+
+    Raises `InputError`, `JobError`.
+    """
+    check_output(output, source, *(file for kind in READ for file in source.glob(kind)))
     if upcycle == "copies" and top_k > experts:
         raise JobError(f"--top-k {top_k} is more than --experts {experts}")
-    if upcycle == "copies":
-        copies = Copies(checkpoint, experts, top_k, seed)
-        write(output, copies, dtype, copies.same)
-    else:
-        write(output, Slices(checkpoint, experts) if upcycle else checkpoint, dtype)
+    options = {"upcycle": upcycle, "experts": experts, "top-k": top_k, "seed": seed} if upcycle else {}
+
+    def opened() -> Given:
+        found = open_checkpoint(source)
+        vet.end()
+        if upcycle and found.spec.moe:
+            raise JobError(f"--upcycle makes experts of a dense model, and {found.spec.name} has experts already")
+        asked = options | {"source": _marks(source)}
+        if upcycle == "copies":
+            copies = Copies(found, experts, top_k, seed)
+            return _given(copies, dtype, asked, copies.same)
+        return _given(Slices(found, experts) if upcycle else found, dtype, asked)
+    return make(Order(output, dtype, overwrite, opened))
 
 
-def init(path: Path, output: Path, seed: int, dtype: str) -> None:
-    """Writes random weights for the spec at `path`. Raises `InputError`, `JobError`."""
+def init(path: Path, output: Path, seed: int, dtype: str, overwrite: bool = False) -> int:
+    """Writes random weights for the spec at `path`; returns the exit code. Collective, as `making.make` is.
+
+    Raises `InputError`, `JobError`.
+    """
     check_output(output, path)
-    write(output, Drawn(spec_table.load(path), seed), dtype)
+
+    def opened() -> Given:
+        return _given(Drawn(spec_table.load(path), seed), dtype, {"seed": seed})
+    return make(Order(output, dtype, overwrite, opened))
 
 
 def open_checkpoint(source: Path) -> Source:
@@ -46,10 +66,13 @@ def open_checkpoint(source: Path) -> Source:
     raise InputError(f"{source}: should be a .gguf file, or a folder with config.json and .safetensors files")
 
 
-def write(output: Path, source: Source, dtype: str, same=lambda tensor: None) -> None:
-    """`files.model.write` with a progress bar, and a line at the end."""
-    from tqdm import tqdm
-    total = sum(t.values for t in spec.tensors(source.spec))
-    with tqdm(total=total, unit=" values", unit_scale=True, disable=None, leave=False) as bar:
-        model.write(output, source, dtype, same=same, done=lambda tensor: bar.update(tensor.values) and None)
-    print(f"{output}: {source.spec.name}, {total:,} values, {dtype}")
+def _given(source: Source, dtype: str, asked: dict[str, Any], same=apart) -> Given:
+    texts = hashlib.blake2b((source.tokenizer + "\0" + source.chat).encode(), digest_size=16).hexdigest()
+    return Given(source, same, {"version": __version__, "dtype": dtype, "model": tables.dump(source.spec),
+                                "tokenizer": texts, **asked})
+
+
+def _marks(source: Path) -> list[list[Any]]:
+    """What the files of a checkpoint are: name, size, time of the last change."""
+    files = sorted(file for kind in READ for file in source.glob(kind)) if source.is_dir() else [source]
+    return [[file.name, found.st_size, found.st_mtime_ns] for file in files for found in [file.stat()]]
