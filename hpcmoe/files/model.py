@@ -143,7 +143,8 @@ def begin(path: Path, source: Source, dtype: str, same: Same, asked: Mapping[str
 
     Where `same(tensor)` names a tensor before it, `tensor` becomes a hard link to that, which takes no space.
     """
-    return staged.begin(path, "model", asked, lambda file: _lay_out(file, source, dtype, same), overwrite)
+    needs = sum(t.values * STORED[stored_as(t, dtype)].get_size() for t in spec.tensors(source.spec) if not same(t))
+    return staged.begin(path, "model", asked, lambda file: _lay_out(file, source, dtype, same), needs, overwrite)
 
 
 def _lay_out(file: h5.NewFile, source: Source, dtype: str, same: Same) -> dict[str, tuple[int, int]]:

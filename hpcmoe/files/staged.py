@@ -69,12 +69,13 @@ def contents(output: Path) -> Path:
     return folder(output) / "contents"
 
 
-def begin(output: Path, layout: str, asked: Mapping[str, Any], lay_out: LayOut,
+def begin(output: Path, layout: str, asked: Mapping[str, Any], lay_out: LayOut, needs: int,
           overwrite: bool = False) -> Staged | None:
     """Makes the file, or goes on with the one that is there; None where it was complete and has its name now.
 
-    `asked` says what is made, in what JSON holds. Raises `JobError` where what is there was asked for differently,
-    unless `overwrite` throws it away, where it is damaged, and where the disk has no room.
+    `asked` says what is made, in what JSON holds; its datasets have `needs` bytes. Raises `JobError` where what is
+    there was asked for differently, unless `overwrite` throws it away, where it is damaged, and where the disk has no
+    room.
     """
     try:
         found = None if overwrite else _look(output, asked)
@@ -85,8 +86,9 @@ def begin(output: Path, layout: str, asked: Mapping[str, Any], lay_out: LayOut,
                 return None
             found = None
         if not found:
-            return _create(output, layout, asked, lay_out)
-        _check_room(output)
+            return _create(output, layout, asked, lay_out, needs)
+        there = contents(output).stat()
+        _check_room(output, there.st_size - 512 * there.st_blocks)
         return found
     except OSError as error:
         raise place.unwritable(output, error) from None
@@ -119,14 +121,14 @@ def _has_name(found: Staged) -> bool:
     return False
 
 
-def _create(output: Path, layout: str, asked: Mapping[str, Any], lay_out: LayOut) -> Staged:
+def _create(output: Path, layout: str, asked: Mapping[str, Any], lay_out: LayOut, needs: int) -> Staged:
     clear(output)
     folder(output).mkdir(parents=True)
     try:
+        _check_room(output, needs)
         place.sync(output.parent)
         with h5.writing(contents(output), layout) as file:
             made = Staged(output, str(file.attrs["uuid"]), lay_out(file))
-        _check_room(output)
         with contents(output).open("r+b") as raw:
             raw.write(INSTEAD)
         with place.writing(folder(output) / "plan") as plan:
@@ -138,10 +140,9 @@ def _create(output: Path, layout: str, asked: Mapping[str, Any], lay_out: LayOut
     return made
 
 
-def _check_room(output: Path) -> None:
-    """Raises `JobError` where the disk has less room than the file still needs."""
-    found, free = contents(output).stat(), shutil.disk_usage(folder(output)).free
-    needs = found.st_size - 512 * found.st_blocks
+def _check_room(output: Path, needs: int) -> None:
+    """Raises `JobError` where the disk has less room than that."""
+    free = shutil.disk_usage(folder(output)).free
     if needs > free:
         raise JobError(f"{output} needs {size(needs)} more, and only {size(free)} are free there")
 

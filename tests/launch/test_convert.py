@@ -9,15 +9,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import deepseek
 import h5py
 import pytest
 from launched import command, mpiexec, wait_for
 from models import TINY
 
 from hpcmoe import tables
+from hpcmoe.convert import checkpoint
 from hpcmoe.errors import CHECKPOINTED
-from hpcmoe.files import lock, staged
+from hpcmoe.files import lock, model, staged
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 SPEC = replace(TINY, name="to-be-made", layers=4)
 SLOW = """
 import sys, time
@@ -209,6 +212,66 @@ def test_a_log_is_told_how_far_it_is(ranks, output):
     *lines, last = making.log.read_text().splitlines()
     assert len(lines) > 1 and all(" of " in line and "/s, " in line and "minutes left" in line for line in lines)
     assert last.startswith(f"{output}: to-be-made")
+
+
+def test_ranks_convert_as_one_process_does_and_only_the_first_one_speaks(tmp_path):
+    said = []
+    for name, ranks in ("a", 1), ("b", 3):
+        arguments = ["-m", "hpcmoe", "convert", str(GOLDENS / "mixtral_sharded"), "-o", str(tmp_path / f"{name}.h5")]
+        done = mpiexec(ranks, *arguments)
+        assert done.returncode == 0, done.stderr
+        said.append((done.stdout.replace(f"{name}.h5", ""), done.stderr))
+    assert said[0] == said[1] and said[0][0].count("\n") == said[0][1].count("\n") == 1
+    assert plain(tmp_path / "a.h5") == plain(tmp_path / "b.h5")
+
+
+@pytest.mark.parametrize("words", [["convert", "nowhere"], ["init", "nowhere.toml"]], ids=" ".join)
+def test_what_all_ranks_find_wrong_is_one_line(words, tmp_path):
+    done = mpiexec(3, "-m", "hpcmoe", *words, "-o", str(tmp_path / "m.h5"))
+    assert done.returncode == 3 and done.stderr.count("\n") == 1, done.stderr
+    assert "nowhere" in done.stderr and not list(tmp_path.iterdir())
+
+
+MEASURED = """
+import resource, sys
+from hpcmoe.__main__ import main
+try:
+    main()
+finally:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr, flush=True)
+"""
+MOST = 600 << 10
+"""KiB that a rank may take, whatever the size of the model."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_memory_is_that_of_a_few_blocks(ranks, tmp_path):
+    """5.4 GB of a model whose experts are DeepSeek-V3's, from float8."""
+    deepseek.write(tmp_path / "checkpoint", layers=2, dense=1, experts=32, vocabulary=32768)
+    arguments = ["-c", MEASURED, "convert", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "m.h5")]
+    ended = mpiexec(ranks, *arguments) if ranks else subprocess.run([sys.executable, *arguments], capture_output=True,
+                                                                    text=True)
+    assert ended.returncode == 0, ended.stderr
+    peaks = [int(line.split()[1]) for line in ended.stderr.splitlines() if line.startswith("peak")]
+    assert len(peaks) == max(1, ranks) and max(peaks) < MOST, peaks
+    assert (tmp_path / "m.h5").stat().st_size > 5 << 30
+    (tmp_path / "m.h5").unlink()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_91_985_tensors(tmp_path, monkeypatch):
+    """DeepSeek-V3 as it is, 685 GB: the look through it, and room for its 30,486 tensors of ours, 1.3 TB."""
+    assert deepseek.write(tmp_path / "checkpoint")[1] == 91_985
+    monkeypatch.setattr(staged, "_check_room", lambda output, needs: None)
+    begin = time.perf_counter()
+    found = checkpoint.open_checkpoint(tmp_path / "checkpoint")
+    looked = time.perf_counter()
+    made = model.begin(tmp_path / "m.h5", found, "bfloat16", model.apart, {})
+    assert made and len(made.places) == 30_486 and made.total > 1.3e12
+    assert looked - begin < 20 and time.perf_counter() - looked < 240
+    assert staged.contents(tmp_path / "m.h5").stat().st_blocks < 1 << 20  # 512 MiB
+    staged.clear(tmp_path / "m.h5")
 
 
 def test_without_a_launcher_there_is_no_mpi(output):
