@@ -29,6 +29,8 @@ from hpcmoe.files import h5, place
 
 SIGNATURE, INSTEAD = b"\x89HDF\r\n\x1a\n", b"\x89unfin\x1a\n"
 """How an HDF5 file begins, and how one does that is not filled yet."""
+OURS = ("plan", "contents", "done-*", ".plan.*.tmp", ".contents.*.tmp")
+"""All that is ever written in the folder."""
 BATCH, EVERY = 1 << 30, 10.0
 """Bytes, or seconds, after which what was filled is brought to disk and noted."""
 
@@ -79,14 +81,11 @@ def begin(output: Path, layout: str, asked: Mapping[str, Any], lay_out: LayOut, 
     """
     try:
         found = None if overwrite else _look(output, asked)
-        if found and not contents(output).exists():
-            named = _has_name(found)
-            clear(output)
-            if named:
-                return None
-            found = None
         if not found:
             return _create(output, layout, asked, lay_out, needs)
+        if not contents(output).exists():
+            clear(output)
+            return None
         there = contents(output).stat()
         _check_room(output, there.st_size - 512 * there.st_blocks)
         return found
@@ -106,10 +105,12 @@ def _look(output: Path, asked: Mapping[str, Any]) -> Staged | None:
     except (ValueError, TypeError, LookupError, AttributeError):
         raise JobError(f"{plan} is damaged: {again}") from None
     differ = sorted(key for key in {*asked, *there} if asked.get(key) != there.get(key))
+    if not contents(output).exists():  # it has got its name since, or somebody removed it
+        return None if differ or not _has_name(found) else found
     if differ:
         raise JobError(f"{folder(output)} is an unfinished {output.name} that was asked for differently "
                        f"({', '.join(differ)}): the command that began it goes on with it, {again}")
-    if contents(output).exists() and contents(output).stat().st_size != held:
+    if contents(output).stat().st_size != held:
         raise JobError(f"{contents(output)} has another size than it had: {again}")
     return Staged(found.output, found.uuid, found.places, frozenset(_done(found)))
 
@@ -123,7 +124,7 @@ def _has_name(found: Staged) -> bool:
 
 def _create(output: Path, layout: str, asked: Mapping[str, Any], lay_out: LayOut, needs: int) -> Staged:
     clear(output)
-    folder(output).mkdir(parents=True)
+    folder(output).mkdir(parents=True, exist_ok=True)
     try:
         _check_room(output, needs)
         place.sync(output.parent)
@@ -148,9 +149,12 @@ def _check_room(output: Path, needs: int) -> None:
 
 
 def clear(output: Path) -> None:
-    """Removes what was begun at `output`. Raises `OSError`."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder(output))
+    """Removes what was begun at `output`, and nothing else that may lie there. Raises `OSError`."""
+    for ours in OURS:
+        for path in folder(output).glob(ours):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or has other files
+        folder(output).rmdir()
 
 
 def _line(made: Staged, name: str) -> bytes:

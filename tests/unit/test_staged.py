@@ -166,18 +166,21 @@ class TestCrashes:
             patch.setattr(staged, "clear", lambda output: None)  # killed before
             staged.finish(made)
         assert staged.folder(output).exists() and begin(output) is None
+        staged.finish(fill(begin(output), made.places.keys()))
         assert [path.name for path in tmp_path.iterdir()] == ["m.h5"]
 
-    def test_another_file_under_the_name_is_no_reason_not_to(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("what", ["file", "options"])
+    def test_another_file_or_other_options_are_no_reason_not_to(self, what, tmp_path, monkeypatch):
         output = tmp_path / "m.h5"
         made = begin(output)
         fill(made, made.places.keys())
         with monkeypatch.context() as patch:
             patch.setattr(staged, "clear", lambda output: None)
             staged.finish(made)
-        model.write(tmp_path / "other.h5", Given(MOE), "float32")
-        (tmp_path / "other.h5").replace(output)
-        again = begin(output)
+        if what == "file":
+            model.write(tmp_path / "other.h5", Given(MOE), "float32")
+            (tmp_path / "other.h5").replace(output)
+        again = begin(output, asked=ASKED if what == "file" else {})
         assert again and not again.done and again.uuid != made.uuid
 
     def test_a_file_that_exists_stays_until_the_new_one_is_complete(self, tmp_path):
@@ -266,6 +269,15 @@ class TestRefused:
         with pytest.raises(JobError, match=r"m\.h5 cannot be written: Not a directory"):
             begin(tmp_path / "m.h5")
         assert staged.folder(tmp_path / "m.h5").read_text() == "dear to me"
+
+    def test_files_of_others_are_left_alone(self, tmp_path):
+        staged.folder(tmp_path / "m.h5").mkdir()
+        (staged.folder(tmp_path / "m.h5") / "notes.txt").write_text("dear to me")
+        made = begin(tmp_path / "m.h5")
+        made = begin(tmp_path / "m.h5", asked={}, overwrite=True)
+        staged.finish(fill(made, made.places))
+        assert_model(tmp_path / "m.h5")
+        assert [path.name for path in staged.folder(tmp_path / "m.h5").iterdir()] == ["notes.txt"]
 
     def test_what_a_plan_holds(self, tmp_path):
         made = begin(tmp_path / "m.h5")
