@@ -195,4 +195,4 @@ class Routing:
     expert: np.ndarray
     """`[n, L, K]` int16: and its experts in each layer; -1 in dense layers"""
     computed: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
-    """`[L, R]` int64: rows that the experts of each rank computed; empty where nothing was"""
+    """`[L, R]` int64: rows that the experts of each rank, or its shards of them, computed; empty where nothing was"""

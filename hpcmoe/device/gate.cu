@@ -154,10 +154,12 @@ extern "C" __global__ void count_moved(const int *expert, const int *plain, unsi
 
 #define TILE 32  // tokens of a block of `count_tiles` and `place`
 
-// The ranks of a tile's choices in shared memory, to [tokens * K].
-__device__ __forceinline__ void look_up(const int *expert, const int *rank_of, bf16 *to, int tokens, int K) {
-    const int *mine = expert + (long long)blockIdx.x * TILE * K;
-    for (int i = threadIdx.x; i < tokens * K; i += blockDim.x) to[i] = (bf16)rank_of[mine[i]];
+// The ranks of a tile's choices in shared memory, to [tokens * K]: `shards` neighbours of each choice, whose number is
+// K / shards.
+__device__ __forceinline__ void look_up(const int *expert, const int *rank_of, bf16 *to, int tokens, int K,
+                                        int shards) {
+    const int *mine = expert + (long long)blockIdx.x * TILE * (K / shards);
+    for (int i = threadIdx.x; i < tokens * K; i += blockDim.x) to[i] = (bf16)(rank_of[mine[i / shards]] + i % shards);
 }
 
 // Whether an earlier k of the same token goes to the same rank: then its row serves this one, too.
@@ -166,15 +168,16 @@ __device__ __forceinline__ bool is_served(const bf16 *to, int at, int K) {
     return false;
 }
 
-// A block per TILE tokens: how many rows and answers each rank gets of them. rows and homes [tiles, R].
+// A block per TILE tokens: how many rows and answers each rank gets of them. rows and homes [tiles, R]; K counts each
+// shard of a choice for itself, here and in `place`.
 // Dynamic shared memory: 2 R ints, TILE * K shorts.
 extern "C" __global__ void count_tiles(const int *expert, const int *rank_of, int *rows, int *homes, int T, int K,
-                                       int R) {
+                                       int R, int shards) {
     extern __shared__ int counted[];
     bf16 *to = (bf16 *)(counted + 2 * R);
     int tokens = min(TILE, T - (int)blockIdx.x * TILE);
     for (int r = threadIdx.x; r < 2 * R; r += blockDim.x) counted[r] = 0;
-    look_up(expert, rank_of, to, tokens, K);
+    look_up(expert, rank_of, to, tokens, K, shards);
     __syncthreads();
     for (int i = threadIdx.x; i < tokens * K; i += blockDim.x) {
         if (!is_served(to, i, K)) atomicAdd(counted + to[i], 1);
@@ -257,7 +260,7 @@ extern "C" __global__ void spread(const int *expert, const int *nth, const long 
 // Warps take (token, k)s in their order, all warps side by side; each counts its own of each rank.
 // Dynamic shared memory: 2 R ints, R for each warp, TILE * K shorts.
 extern "C" __global__ void place(const int *expert, const int *rank_of, const int *rows, const int *homes, int *rank,
-                                 int *row, int *home, int T, int K, int R) {
+                                 int *row, int *home, int T, int K, int R, int shards) {
     extern __shared__ int so_far[];  // [2, R]: rows and answers of each rank, before those that are being placed
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, tokens = min(TILE, T - (int)blockIdx.x * TILE);
     int *of_warp = so_far + 2 * R;  // [warps, R]: answers, and 65536 times the rows
@@ -265,7 +268,7 @@ extern "C" __global__ void place(const int *expert, const int *rank_of, const in
     for (int r = threadIdx.x; r < R; r += blockDim.x)
         so_far[r] = rows[blockIdx.x * R + r], so_far[R + r] = homes[blockIdx.x * R + r];
     for (int r = threadIdx.x; r < warps * R; r += blockDim.x) of_warp[r] = 0;
-    look_up(expert, rank_of, to, tokens, K);
+    look_up(expert, rank_of, to, tokens, K, shards);
     __syncthreads();
     for (int first = 0; first < tokens * K; first += blockDim.x) {
         int i = first + threadIdx.x, r = i < tokens * K ? to[i] : -1;

@@ -32,7 +32,7 @@ class Route:
     weight: cupy.ndarray
     """`[T, K]` float32"""
     rank: cupy.ndarray
-    """`[T, K]` int32: of the expert"""
+    """`[T, K]` int32: of the expert; of its t shards `[T, K * t]`, and so the next two"""
     row: cupy.ndarray
     """`[T, K]` int32: among the rows for that rank; -1 where an earlier k's row serves this one too"""
     home: cupy.ndarray
@@ -44,10 +44,16 @@ class Route:
     home_counts: np.ndarray
     """`[R]` int64, pinned: answers from each rank"""
 
+    @property
+    def shards(self) -> int:
+        """t"""
+        return self.home.shape[1] // self.weight.shape[1]
 
-def make_route(tokens: int, top_k: int, ranks: int) -> Route:
+
+def make_route(tokens: int, top_k: int, ranks: int, shards: int = 1) -> Route:
     """Room for micro-batches of so many tokens."""
-    expert, rank, row, home = (cupy.empty((tokens, top_k), np.int32) for _ in range(4))
+    expert = cupy.empty((tokens, top_k), np.int32)
+    rank, row, home = (cupy.empty((tokens, top_k * shards), np.int32) for _ in range(3))
     tiles = cupy.empty((2, max(1, -(-tokens // TILE)), ranks), np.int32)
     return Route(expert, cupy.empty((tokens, top_k), np.float32), rank, row, home, (tiles[0], tiles[1]),
                  pinned(ranks, np.int64), pinned(ranks, np.int64))
@@ -134,14 +140,15 @@ def spread(chosen: Route, replicas: Replicas, tokens: int, route: Route, shares:
 
 
 def order(route: Route, rank: cupy.ndarray, tokens: int, ranks: int) -> None:
-    """Rows and answers of the first `tokens` tokens by (rank, token, k); the counts reach the host behind it."""
-    K = route.expert.shape[1]
+    """Rows and answers of the first `tokens` tokens by (rank, token, k), those of shards on ranks behind `rank`, which
+    are as many answers; the counts reach the host behind it."""
+    K, shards = route.home.shape[1], route.shards
     tiles, looked_up = -(-tokens // TILE), 2 * TILE * K
     warps = max(1, min(8, MOST_SHARED // (4 * ranks) - 3))
     rows, homes = route.tiles
-    launch("gate.count_tiles", tiles, route.expert, rank, rows, homes, tokens, K, ranks,
+    launch("gate.count_tiles", tiles, route.expert, rank, rows, homes, tokens, K, ranks, shards,
            shared=8 * ranks + looked_up)
     launch("gate.sum_tiles", (-(-ranks // 32), 2), rows, homes, route.counts, route.home_counts, tiles, ranks,
            threads=32 * min(SUMMERS, max(1, tiles)))
     launch("gate.place", tiles, route.expert, rank, rows, homes, route.rank, route.row, route.home, tokens, K, ranks,
-           threads=32 * warps, shared=4 * (2 + warps) * ranks + looked_up)
+           shards, threads=32 * warps, shared=4 * (2 + warps) * ranks + looked_up)

@@ -12,6 +12,7 @@ import cupy
 import numpy as np
 from nvmath.bindings import cublasLt
 
+from hpcmoe import array
 from hpcmoe.device.scratch import WORKSPACE
 from hpcmoe.kernels.rows import alone
 
@@ -57,8 +58,12 @@ class Gemm:
                  bias: cupy.ndarray | None = None, dtype: Any = np.uint16) -> cupy.ndarray:
         """x `[T, in]` times weight `[out, in]`, transposed, plus bias `[out]`, all uint16 -> `[T, out]` of `dtype`.
 
-        float32 (without bias) or bfloat16 (uint16); sums are float32, and rounded once.
+        float32 or bfloat16 (uint16); sums are float32, and rounded once.
         """
+        if bias is not None and (dtype if out is None else out.dtype) == np.float32:
+            out = self(x, weight, out, dtype=np.float32)
+            out += array.widen(bias)
+            return out
         rows, width = len(x), len(weight)
         if out is None:
             out = cupy.empty((rows, width), dtype)

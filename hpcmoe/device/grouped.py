@@ -1,6 +1,7 @@
 """The experts of a rank that holds several: their products as one launch where each has few rows, by cuBLAS."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import cupy
 import numpy as np
@@ -26,21 +27,24 @@ class Grouped:
         self._pointers = Mirror(np.uint64), Mirror(np.uint64)
 
     def __call__(self, x: cupy.ndarray, counts: Sequence[int], gate_up: Sequence[Matrix], down: Sequence[Matrix],
-                 limit: float = 0) -> cupy.ndarray:
-        """x `[N, H]` uint16, the first counts[0] rows of it for the first expert, and so on -> `[N, H]`.
+                 limit: float = 0, dtype: Any = np.uint16) -> cupy.ndarray:
+        """x `[N, H]` uint16, the first counts[0] rows of it for the first expert, and so on -> `[N, H]` of `dtype`,
+        float32 or bfloat16 (uint16).
 
         gate_up `[2 I, H]` (gate rows first) and down `[H, I]` of each expert, with their biases; `limit` as in
         `spec.Moe`.
         """
-        return self._products(activate(self._products(x, counts, gate_up, 0), limit), counts, down, 1)
+        return self._products(activate(self._products(x, counts, gate_up, 0), limit), counts, down, 1,
+                              dtype)
 
-    def _products(self, x: cupy.ndarray, counts: Sequence[int], matrices: Sequence[Matrix], turn: int) -> cupy.ndarray:
+    def _products(self, x: cupy.ndarray, counts: Sequence[int], matrices: Sequence[Matrix], turn: int,
+                  dtype: Any = np.uint16) -> cupy.ndarray:
         """Rows times the weight `[out, in]` of their expert, transposed, plus its bias `[out]`: `[N, out]`."""
         (rows, inner), width = x.shape, len(matrices[0][0])
-        out, ends = cupy.empty((rows, width), x.dtype), np.cumsum(counts)
+        out, ends = cupy.empty((rows, width), dtype), np.cumsum(counts)
         parts = [(slice(end - count, end), weight, bias)
                  for end, count, (weight, bias) in zip(ends.tolist(), counts, matrices) if count]
-        if alone() or rows > FEW * len(parts):
+        if alone() or rows > FEW * len(parts) or out.dtype != x.dtype:  # cuBLAS has no such groups
             for part, weight, bias in parts:
                 self._gemm(x[part], weight, out[part], bias)
             return out

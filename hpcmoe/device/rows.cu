@@ -1,14 +1,16 @@
 // Rows into and out of messages and matrices, 16 bytes at a time; twins: kernels/pack.py, kernels/combine.py.
 
 #define HELD 4     // vectors of 8 values of a row that a thread of `pack` holds at once
-#define ANSWERS 8  // and vectors of so many answers a thread of `combine`
+#define ANSWERS 8  // and vectors of so many answers a thread of `combine`,
+#define PARTS 4    // or of so many parts of answers, which are twice as long
 
-// The local slots of this and later k's of a token that go to the same rank, and -1 behind them.
+// The local slots of this and later k's of a token that go to the same rank, and -1 behind them. K counts each shard of
+// a choice for itself, in `pack` too.
 __device__ __forceinline__ void write_trailer(const int *expert, const short *local, const int *rank, int first, int k,
-                                              int K, int width, bf16 *trailer) {
+                                              int K, int shards, int width, bf16 *trailer) {
     int column = 0;
     for (int other = k; other < K; other++)
-        if (rank[first + other] == rank[first + k]) trailer[column++] = (bf16)local[expert[first + other]];
+        if (rank[first + other] == rank[first + k]) trailer[column++] = (bf16)local[expert[(first + other) / shards]];
     while (column < width) trailer[column++] = 0xffff;
 }
 
@@ -17,7 +19,7 @@ __device__ __forceinline__ void write_trailer(const int *expert, const short *lo
 extern "C" __global__ void pack(const bf16 *__restrict__ x, const int *__restrict__ expert,
                                 const short *__restrict__ local, const int *__restrict__ rank,
                                 const int *__restrict__ row, const int *__restrict__ base, bf16 *__restrict__ out,
-                                int K, int H, int units, int width) {
+                                int K, int shards, int H, int units, int width) {
     extern __shared__ long long to[];  // [K]: the first value of each k's row, -1 where an earlier one serves it
     int first = blockIdx.x * K;
     for (int k = threadIdx.x; k < K; k += blockDim.x)
@@ -38,7 +40,7 @@ extern "C" __global__ void pack(const bf16 *__restrict__ x, const int *__restric
     }
     if (width == 0) return;
     for (int k = threadIdx.x; k < K; k += blockDim.x) {
-        if (to[k] >= 0) write_trailer(expert, local, rank, first, k, K, width, out + to[k] + H);
+        if (to[k] >= 0) write_trailer(expert, local, rank, first, k, K, shards, width, out + to[k] + H);
     }
 }
 
@@ -74,7 +76,7 @@ __device__ __forceinline__ void take_away(bf16 *to, const bf16 *from, int values
 extern "C" __global__ void pack_in_bulk(const bf16 *__restrict__ x, const int *__restrict__ expert,
                                         const short *__restrict__ local, const int *__restrict__ rank,
                                         const int *__restrict__ row, const int *__restrict__ base,
-                                        bf16 *__restrict__ out, int K, int H, int units, int width) {
+                                        bf16 *__restrict__ out, int K, int shards, int H, int units, int width) {
     extern __shared__ __align__(128) bf16 held[];
     __shared__ __align__(8) unsigned long long there;
     int first = blockIdx.x * K;
@@ -88,7 +90,7 @@ extern "C" __global__ void pack_in_bulk(const bf16 *__restrict__ x, const int *_
         bf16 *to = out + (long long)(base[rank[first + k]] + row[first + k]) * units;
         wait_for(&there);
         take_away(to, held, H);
-        if (width) write_trailer(expert, local, rank, first, k, K, width, to + H);
+        if (width) write_trailer(expert, local, rank, first, k, K, shards, width, to + H);
     }
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // shared memory goes with the block
@@ -175,19 +177,46 @@ extern "C" __global__ void combine_in_bulk(bf16 *__restrict__ x, const bf16 *__r
 }
 #endif
 
+struct __align__(16) EightFloats { float value[8]; };
+
+// The weighted answers of a token, each the sum of `shards` parts of it in float32, in their order, rounded once. K parts
+// of all answers, of which PARTS are read before they are added.
+__device__ __forceinline__ void add_parts(float *sum, const float *weights, const float *rows, const long long *from,
+                                          int h, int K, int shards, int round_each) {
+    EightFloats held[PARTS];
+    float total[8];
+    int part = 0;
+    for (int begin = 0; begin < K; begin += PARTS) {
+#pragma unroll
+        for (int a = 0; a < PARTS; a++) {
+            if (begin + a < K) held[a] = *(const EightFloats *)(rows + from[begin + a] + h);
+        }
+#pragma unroll
+        for (int a = 0; a < PARTS; a++) {
+            if (begin + a >= K) continue;
+            for (int i = 0; i < 8; i++) total[i] = part ? __fadd_rn(total[i], held[a].value[i]) : held[a].value[i];
+            if (++part < shards) continue;
+            Eight answer;
+            for (int i = 0; i < 8; i++) answer.value[i] = narrow(total[i]);
+            add(sum, *weights++, answer, round_each);
+            part = 0;
+        }
+    }
+}
+
 // A thread per 8 values, gridDim.y blocks per token: x += sum over k, in that order, of weight * answer (+ shared). The
 // answer of (token, k) is rows[base[rank] + home]. x and shared [T, H]; shared may be null. ANSWERS of them are read before
-// they are added.
+// they are added. Where answers come in parts, rows are float32, and K counts each part for itself.
 extern "C" __global__ void combine(bf16 *__restrict__ x, const bf16 *__restrict__ rows,
                                    const bf16 *__restrict__ shared, const float *__restrict__ weight,
                                    const int *__restrict__ rank, const int *__restrict__ home,
-                                   const int *__restrict__ base, int K, int H, int round_each) {
+                                   const int *__restrict__ base, int K, int H, int round_each, int shards) {
     extern __shared__ long long from[];  // [K], up to whole ANSWERS, and as many weights behind them
     float *weights = (float *)(from + (K + ANSWERS - 1) / ANSWERS * ANSWERS);
     long long first = (long long)blockIdx.x * H, mine = (long long)blockIdx.x * K;
     for (int k = threadIdx.x; k < K; k += blockDim.x) {
         from[k] = (long long)(base[rank[mine + k]] + home[mine + k]) * H;
-        weights[k] = weight[mine + k];
+        if (k % shards == 0) weights[k / shards] = weight[(mine + k) / shards];
     }
     __syncthreads();
     int h = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
@@ -195,7 +224,8 @@ extern "C" __global__ void combine(bf16 *__restrict__ x, const bf16 *__restrict_
         float sum[8] = {0};
         Eight own = *(const Eight *)(x + first + h), more = {};
         if (shared) more = *(const Eight *)(shared + first + h);
-        for (int begin = 0; begin < K; begin += ANSWERS) {
+        if (shards > 1) add_parts(sum, weights, (const float *)rows, from, h, K, shards, round_each);
+        for (int begin = 0; begin < K && shards == 1; begin += ANSWERS) {
             Eight held[ANSWERS];
 #pragma unroll
             for (int a = 0; a < ANSWERS; a++) if (begin + a < K) held[a] = *(const Eight *)(rows + from[begin + a] + h);

@@ -18,8 +18,9 @@ def pack(x: cupy.ndarray, route: Route, at: Map, base: cupy.ndarray, out: cupy.n
 
     base `[R]` int32; `width` int16 of a row are its trailer.
     """
-    K, H = route.expert.shape[1], x.shape[1]
-    arguments = x, route.expert, at.local, route.rank, route.row, base, out, K, H, out.shape[1], width
+    K, H = route.row.shape[1], x.shape[1]
+    units = out.shape[1]
+    arguments = x, route.expert, at.local, route.rank, route.row, base, out, K, route.shards, H, units, width
     if copies_in_bulk() and 2 * H <= SHARED:
         launch("rows.pack_in_bulk", len(x), *arguments, threads=32, shared=2 * H)
     else:
@@ -51,16 +52,17 @@ def combine(x: cupy.ndarray, rows: cupy.ndarray, shared: cupy.ndarray | None, ro
             round_each: bool) -> None:
     """x `[T, H]` += the weighted sum of each token's answers; a rank's lie behind `base[rank]` in rows `[extent, H]`.
 
-    base `[R]` int32; shared `[T, H]`: the shared expert's answer. In float32 and in the order of k.
+    base `[R]` int32; shared `[T, H]`: the shared expert's answer. In float32 and in the order of k. Rows of shards are
+    float32, parts of answers, which are added up first, in float32 and in their order, and rounded once.
     """
-    K, H = route.expert.shape[1], x.shape[1]
+    K, H, shards = route.home.shape[1], x.shape[1], route.shards
     arguments = x, rows, shared, route.weight, route.rank, route.home, base, K, H, round_each
     part = _part(K, H)
-    if copies_in_bulk() and part:
+    if copies_in_bulk() and part and shards == 1:
         launch("rows.combine_in_bulk", (len(x), -(-H // part)), *arguments, part, threads=across(part),
                shared=2 * K * part + 4 * K)
     else:
-        launch("rows.combine", (len(x), -(-H // (8 * COMBINED))), *arguments, threads=COMBINED,
+        launch("rows.combine", (len(x), -(-H // (8 * COMBINED))), *arguments, shards, threads=COMBINED,
                shared=12 * -(-K // ANSWERS) * ANSWERS)
 
 

@@ -1,5 +1,7 @@
 """SwiGLU; swiglu.cu. Twins: `kernels.swiglu`, `model.expert`."""
 
+from typing import Any
+
 import cupy
 import numpy as np
 
@@ -13,10 +15,10 @@ ACTIVATED = 64
 
 def swiglu(gemm: Gemm, x: cupy.ndarray, gate_up: cupy.ndarray, down: cupy.ndarray, out: cupy.ndarray | None = None,
            gate_up_bias: cupy.ndarray | None = None, down_bias: cupy.ndarray | None = None,
-           limit: float = 0) -> cupy.ndarray:
-    """x `[T, H]`, gate_up `[2 I, H]` (gate rows first), down `[H, I]`, their biases -> `[T, H]`, all uint16; `limit` as
-    in `spec.Moe`."""
-    return gemm(activate(gemm(x, gate_up, bias=gate_up_bias), limit), down, out, down_bias)
+           limit: float = 0, dtype: Any = np.uint16) -> cupy.ndarray:
+    """x `[T, H]`, gate_up `[2 I, H]` (gate rows first), down `[H, I]`, their biases -> `[T, H]`, all uint16; or
+    float32, not rounded, where `dtype` or `out` is so. `limit` as in `spec.Moe`."""
+    return gemm(activate(gemm(x, gate_up, bias=gate_up_bias), limit), down, out, down_bias, dtype)
 
 
 def activate(both: cupy.ndarray, limit: float = 0) -> cupy.ndarray:

@@ -3,6 +3,7 @@ next tokens."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import cupy
 import numpy as np
@@ -165,9 +166,10 @@ class Blocks:
         return self.model.moe
 
     def feed_forward(self, weights: Swiglu, x: cupy.ndarray, out: cupy.ndarray | None = None,
-                     limit: float = 0) -> cupy.ndarray:
-        """x `[T, H]` -> `[T, H]`, to `out` if given; `limit` as in `spec.Moe`."""
-        return swiglu(self.gemm, x, weights.gate_up, weights.down, out, weights.gate_up_bias, weights.down_bias, limit)
+                     limit: float = 0, dtype: Any = np.uint16) -> cupy.ndarray:
+        """x `[T, H]` -> `[T, H]` of `dtype`, to `out` if given; `limit` as in `spec.Moe`."""
+        return swiglu(self.gemm, x, weights.gate_up, weights.down, out, weights.gate_up_bias, weights.down_bias, limit,
+                      dtype)
 
     def _attention(self, work: Work, normed: cupy.ndarray) -> cupy.ndarray:
         """What the attention of the layer adds to its tokens, `[T, H]`."""

@@ -60,6 +60,8 @@ class GpuSegments:
         self._packing.tell = self.clock.add
         self.classes = classes(nodes, rank)
         self._width = trailer_width(most(placements), model.moe.top_k) if model.moe else 0
+        self._answers = np.dtype(np.uint16 if placements[0].shards == 1 else np.float32)
+        self._units_home = model.hidden * self._answers.itemsize // 2
         self._limit = model.moe.limit if model.moe else 0.0
         self.moe_layers: Sequence[int] = self.blocks.exchanged
         self.team: Team | None = None
@@ -237,7 +239,7 @@ class GpuSegments:
             return
         if work.lane.by:
             return relaying.tell(work)
-        most = T * min(route.expert.shape[1], self.placements[0].ranks)
+        most = T * min(route.row.shape[1], self.placements[0].ranks)
         out = work.lane.dispatch.ahead(most, self.model.hidden + self._width)
         if out is not None and T and gate.lay(route, work.room.laid):
             with self.blocks.stage("pack", work, T):
@@ -261,9 +263,9 @@ class GpuSegments:
     def _one_expert(self, work: Work, slots: Sequence[Swiglu]) -> None:
         """Rows are computed in the order in which they came; no slot, no rows."""
         arrived, landing, H = work.lane.dispatch.arrived, work.lane.dispatch.landing, self.model.hidden
-        out, layout = work.lane.home.room(landing.counts, H)
+        out, layout = work.lane.home.room(landing.counts, self._units_home)
         work.computed[work.layer] = landing.rows
-        self._leave(work, layout.rows, landing.counts, H)
+        self._leave(work, layout.rows, landing.counts, self._units_home)
         with self.compute:
             work.own.hold(self.compute)
             if not landing.rows:
@@ -274,10 +276,10 @@ class GpuSegments:
                 x = rows.take(arrived, index, landing.rows, H)
             expert, = slots
             if layout.place is None:
-                self.blocks.feed_forward(expert, x, out[:layout.rows], self._limit)
+                self.blocks.feed_forward(expert, x, out[:layout.rows].view(self._answers), self._limit)
             else:
-                answers = self.blocks.feed_forward(expert, x, limit=self._limit)
-                rows.put(answers, work.room.target_row.send(layout.place), out)
+                answers = self.blocks.feed_forward(expert, x, limit=self._limit, dtype=self._answers)
+                rows.put(answers.view(np.uint16), work.room.target_row.send(layout.place), out)
 
     def _sorted_experts(self, work: Work, slots: Sequence[Swiglu]) -> None:
         """Rows are computed by slot; the trailers, which say by which, pass through the host."""
@@ -286,13 +288,13 @@ class GpuSegments:
             found = cupy.ascontiguousarray(arrived[:, H:]).get().view(np.int16)
         lie = np.arange(landing.rows) if landing.place is None else landing.place
         plan = plan_receive(landing.counts, found[lie], len(slots))
-        out, layout = work.lane.home.room(plan.home_counts, H)
+        out, layout = work.lane.home.room(plan.home_counts, self._units_home)
         work.computed[work.layer] = len(plan.row)
-        self._leave(work, layout.rows, plan.home_counts, H)
+        self._leave(work, layout.rows, plan.home_counts, self._units_home)
         to = plan.place if layout.place is None else layout.place[plan.place]
         with self.compute:
             work.own.hold(self.compute)
             x = rows.take(arrived, work.room.source.send(lie[plan.row]), len(plan.row), H)
             answers = self._grouped(x, plan.slot_counts.tolist(), [(slot.gate_up, slot.gate_up_bias) for slot in slots],
-                                    [(slot.down, slot.down_bias) for slot in slots], self._limit)
-            rows.put(answers, work.room.target_row.send(to), out)
+                                    [(slot.down, slot.down_bias) for slot in slots], self._limit, self._answers)
+            rows.put(answers.view(np.uint16), work.room.target_row.send(to), out)

@@ -25,12 +25,11 @@ def open_on_gpu(comm, watch: Watch | Unwatched, model: ModelSpec, held: Weights,
                 rules: Generate, way: Way, micro_batches: int, keep_logits: bool, nodes: Sequence[int],
                 trace: Untraced | None, cache: Cache | None, split: Split | None) -> GpuSegments:
     """See `device.open_segments`; `held` is on the device. Collective over `comm`. Raises `InputError`."""
-    check_model(model)
+    check_model(model, placements[0].shards)
     here, ranks = (local(model, split.heads), split.heads.of) if split else (model, 1)
     cache = cache or open_cache(here, ranks * sizes.sequences, sizes.length)
     lanes = Lanes(comm, watch.idle, way, micro_batches, model.experts)
-    replicated = any(placement.replicated for placement in placements)
-    rooms = [Room(model, sizes.tokens, comm.size, replicated) for _ in range(micro_batches)]
+    rooms = [Room(model, sizes.tokens, placements) for _ in range(micro_batches)]
     found = GpuSegments(model, held, cache, placements, comm.rank, lanes, rooms, watch, rules, keep_logits, nodes,
                         trace, here)
     if split:

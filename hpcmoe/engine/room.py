@@ -12,6 +12,7 @@ from hpcmoe.engine.together import Together
 from hpcmoe.engine.trip import Trip
 from hpcmoe.exchange.interface import Flight
 from hpcmoe.exchange.lane import Lane
+from hpcmoe.slots import Placements
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import SAMPLED, Batch, Layout, SendPlan
 
@@ -19,11 +20,11 @@ from hpcmoe.types import SAMPLED, Batch, Layout, SendPlan
 class Room:
     """What a micro-batch needs on the device, whichever step it is in."""
 
-    def __init__(self, model: ModelSpec, tokens: int, ranks: int, replicated: bool) -> None:
-        """`replicated`: whether any expert is."""
-        K = model.moe.top_k if model.moe else 1
+    def __init__(self, model: ModelSpec, tokens: int, placements: Placements) -> None:
+        K, ranks, shards = model.moe.top_k if model.moe else 1, placements[0].ranks, placements[0].shards
+        replicated = any(placement.replicated for placement in placements)
         self.x, self.normed = (cupy.empty((tokens, model.hidden), np.uint16) for _ in range(2))
-        self.route: Route = make_route(tokens, K, ranks)
+        self.route: Route = make_route(tokens, K, ranks, shards)
         self.chosen = replace(make_route(tokens, K, model.experts), weight=self.route.weight) if replicated else None
         self.load = cupy.zeros((model.layers, model.experts + 1), np.uint64)
         """rows for each expert, then (token, k) that a bias moved"""

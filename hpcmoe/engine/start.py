@@ -13,7 +13,6 @@ from hpcmoe.engine.output import Left
 from hpcmoe.engine.seats import group_size, place
 from hpcmoe.engine.versions import compare
 from hpcmoe.engine.ways import read_probe
-from hpcmoe.errors import JobError
 from hpcmoe.files import lock, vet
 from hpcmoe.files.lock import Held
 from hpcmoe.files.probe import Probe
@@ -41,9 +40,6 @@ def plan(world: World, job: Job, overwrite: bool, traced: bool, locked: ExitStac
     """
     if job.checkpoint.on_failure == "shrink":
         ulfm.check(world.library, world.memory, job.exchange.transport)
-    if job.parallel.expert_tensor > 1 and world.memory == "device":
-        raise JobError(f"parallel.expert_tensor = {job.parallel.expert_tensor}: GPUs do not cut experts yet: set 1, "
-                       "or compute.device = cpu")
     found = inputs.read(job)
     ranks = group_size(world.size, job)
     placements = place(found.model.spec, ranks, job)

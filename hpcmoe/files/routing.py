@@ -2,7 +2,7 @@
 
     routing/load [L, R, E]: rows that the tokens of each rank sent to each expert; R is 1, all ranks together, where the
         table would be large
-    routing/computed [L, R]: rows that the experts of each rank computed
+    routing/computed [L, R]: rows that the experts of each rank computed; where they are cut, each shard counts its own
     routing/expert [n, L, K]: the experts of sampled tokens; -1 in dense layers
     routing/rank [n]: the ranks of these tokens
 

@@ -1,4 +1,4 @@
-"""`python taken.py MODEL MODE JOBMODE`: what a rank's arrays and its GPU came to, beside the plan, as JSON.
+"""`python taken.py MODEL MODE JOBMODE SHARDS`: what a rank's arrays and its GPU came to, beside the plan, as JSON.
 
 The first steps are full, each in one micro-batch; those behind them are cut at random.
 """
@@ -17,14 +17,15 @@ import numpy as np  # noqa: E402
 from mpi4py import MPI  # noqa: E402
 
 from hpcmoe import array, launch  # noqa: E402
-from hpcmoe.config import Exchange, Generate, Job, Schedule  # noqa: E402
+from hpcmoe.config import Exchange, Generate, Job, Parallel, Schedule  # noqa: E402
 from hpcmoe.engine import device, footprint, layer, schedule  # noqa: E402
 from hpcmoe.engine.memory import Sizes, plan_memory  # noqa: E402
 from hpcmoe.engine.seats import place  # noqa: E402
 from hpcmoe.exchange.lane import Way  # noqa: E402
 from hpcmoe.exchange.watch import Unwatched  # noqa: E402
 from hpcmoe.files.drawn import Drawn  # noqa: E402
-from hpcmoe.slots import held_by  # noqa: E402
+from hpcmoe.model.heads import cut  # noqa: E402
+from hpcmoe.slots import Shard, held_by, shard_of  # noqa: E402
 from hpcmoe.spec import Attention, Dense, ModelSpec, Moe  # noqa: E402
 from hpcmoe.types import Batch, Span  # noqa: E402
 
@@ -55,16 +56,17 @@ def steps(scored: bool) -> list[list[Batch]]:
     return [[whole, batch([], scored)], [batch([], scored), whole], *some]
 
 
-def main(name: str, mode: str, answers: str) -> None:
+def main(name: str, mode: str, answers: str, shards: str) -> None:
     """Collective."""
     comm, model = MPI.COMM_WORLD, MODELS[name]
     job = Job("m", "p", "o", mode=answers, exchange=Exchange(mode=mode, transport="device"),
-              schedule=Schedule("serial", 2))
-    placements, sizes = place(model, comm.size), Sizes(SLOTS, TOKENS, LENGTH)
+              schedule=Schedule("serial", 2), parallel=Parallel(expert_tensor=int(shards)))
+    placements, sizes = place(model, comm.size, job), Sizes(SLOTS, TOKENS, LENGTH)
     memory = plan_memory(model, job, placements, sizes, "device")
     pool, before = cupy.cuda.MemoryPool(), gpu.free_memory()
     cupy.cuda.set_allocator(pool.malloc)
-    held = device.load(Drawn(model, 0), held_by(placements, comm.rank), array.BFLOAT16, "device")
+    kept = cut(model, shard_of(placements, comm.rank), Shard())
+    held = device.load(Drawn(model, 0), held_by(placements, comm.rank), array.BFLOAT16, "device", kept)
     segments = device.open_segments(comm, Unwatched(launch.rest), model, held, placements, sizes, Generate(),
                                     array.BFLOAT16, Way(mode, memory="device"), 2)
     for batches in steps(answers == "score"):

@@ -68,8 +68,8 @@ def test_experts_of_one_rank(counts, bias, limit):
     x, stream = some(rng, sum(counts), H), cupy.cuda.Stream(non_blocking=True)
     with stream:
         grouped = Grouped(Gemm(), stream)
-        matrices = ([(there(expert[n]), there(expert[2 + n]) if bias else None) for expert in experts] for n in (0, 1))
-        got = grouped(there(x), counts, *matrices, limit)
+        matrices = [[(there(expert[n]), there(expert[2 + n]) if bias else None) for expert in experts] for n in (0, 1)]
+        got, parts = (grouped(there(x), counts, *matrices, limit, dtype) for dtype in (np.uint16, np.float32))
         stream.synchronize()
     first, want = 0, np.zeros(x.shape, BF16)
     for count, expert in zip(counts, experts):
@@ -78,7 +78,9 @@ def test_experts_of_one_rank(counts, bias, limit):
         gate_up, down, *biases = (part.astype(np.float32) for part in expert)
         want[part] = feed_forward(Swiglu(gate_up, down, *(biases if bias else ())), x[part], limit)
     wide = want.astype(np.float32)
-    assert np.all(np.abs(here(got).astype(np.float32) - wide) <= 0.02 * max(1, np.abs(wide).max(initial=0)))
+    assert parts.dtype == np.float32
+    assert all(np.all(np.abs(here(y).astype(np.float32) - wide) <= 0.02 * max(1, np.abs(wide).max(initial=0)))
+               for y in (got, parts))
 
 
 def test_work_that_comes_again_is_a_graph():
@@ -149,21 +151,23 @@ def test_what_a_bias_moves_is_counted(moe, T):
     assert int(moved[0]) == 5 + sum(e not in plain[t] for t in range(T) for e in route[t])
 
 
-@pytest.mark.parametrize("E, K, R", [(8, 2, 8), (8, 2, 3), (16, 4, 1), (3, 3, 9), (256, 8, 256), (40, 16, 7)])
+@pytest.mark.parametrize("E, K, R, shards", [
+    (8, 2, 8, 1), (8, 2, 3, 1), (16, 4, 1, 1), (3, 3, 9, 1), (256, 8, 256, 1), (40, 16, 7, 1),
+    (8, 2, 8, 2), (3, 3, 9, 3), (256, 8, 256, 4), (40, 16, 6, 2), (5, 1, 8, 8)])
 @pytest.mark.parametrize("T", [0, 1, 64, 65, 500])
 @pytest.mark.parametrize("bulk", [True, False], ids=["copy engines", "threads"])
-def test_order_pack_and_combine(E, K, R, T, bulk, monkeypatch):
+def test_order_pack_and_combine(E, K, R, shards, T, bulk, monkeypatch):
     import cupy
 
     from hpcmoe.device import gate, rows
     if not bulk:
         monkeypatch.setattr(rows, "copies_in_bulk", lambda: False)
-    rng, placement, H = np.random.default_rng(E + T), linear(E, R), 72
+    rng, placement, H = np.random.default_rng(E + T), linear(E, R // shards).cut(shards), 72
     expert = np.argsort(rng.random((T, E)), axis=1)[:, :K].astype(np.int32)
     if T > 64:
         expert[: T // 2] = np.arange(K)  # a skew
     weight = rng.random((T, K)).astype(np.float32)
-    route = gate.make_route(T, K, R)
+    route = gate.make_route(T, K, R, shards)
     route.expert[...], route.weight[...] = there(expert), there(weight)
     at = gate.make_map(placement, placement.slots)
     gate.order(route, at.rank, T, R)
@@ -182,13 +186,13 @@ def test_order_pack_and_combine(E, K, R, T, bulk, monkeypatch):
         got = here(out)[place]
         assert np.array_equal(got[:, :H], x[want.token])
         assert np.array_equal(got[:, H:].view(np.int16), want.trailer)
-    answers = some(rng, T * K, H)
+    answers = some(rng, T * K, H) if shards == 1 else rng.standard_normal((T * K * shards, H)).astype(np.float32)
     base = (np.cumsum(want.home_counts) - want.home_counts).astype(np.int32)
     for each in (False, True):
         for shared in (None, some(rng, T, H)):
             total = there(x)
             rows.combine(total, there(answers), None if shared is None else there(shared), route, there(base), each)
-            y = cpu_combine.combine(answers, want.home, weight, each)
+            y = cpu_combine.combine(answers, want.home, weight, each, np.dtype(BF16))
             assert np.array_equal(here(total), x + (y if shared is None else y + shared))
 
 
@@ -208,6 +212,9 @@ def test_swiglu(seed):
         want = feed_forward(weights, x.astype(np.float32), limit)
         got = here(swiglu.swiglu(Gemm(), there(x), there(gate_up), there(down), None, *biases, limit=limit))
         assert np.linalg.norm(got.astype(np.float32) - want) <= 1e-2 * np.linalg.norm(want)
+        parts = here(swiglu.swiglu(Gemm(), there(x), there(gate_up), there(down), None, *biases, limit=limit,
+                                   dtype=np.float32))
+        assert parts.dtype == np.float32 and np.linalg.norm(parts - want) <= 1e-2 * np.linalg.norm(want)
     y, logit = some(rng, T, H), some(rng, T, 1)
     weighed = there(y)
     swiglu.weigh(weighed, there(logit))

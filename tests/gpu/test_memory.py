@@ -24,16 +24,16 @@ NEW = 2 * 10**6
 LENGTHS = [3, 8, 1, 5, 2, 7, 4, 6, 3, 9, 2, 4]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "shards"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize(("model", "mode", "answers"), [
     ("some", "alltoallv", "generate"), ("some", "alltoallv", "score"), ("some", "persistent", "generate"),
     ("one", "alltoallv", "generate"), ("dense", "alltoallv", "score")])
-def test_no_more_is_taken_than_planned(model, mode, answers, ranks, capsys):
-    ended = mpiexec(ranks, str(HERE / "taken.py"), model, mode, answers)
+def test_no_more_is_taken_than_planned(model, mode, answers, ranks, shards, capsys):
+    ended = mpiexec(ranks, str(HERE / "taken.py"), model, mode, answers, str(shards))
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
     with capsys.disabled():
-        print(f"\n{model} {mode} {answers} on {ranks}: arrays {found['arrays'] / 1e6:.0f} MB, "
+        print(f"\n{model} {mode} {answers} on {ranks}, {shards} shards: arrays {found['arrays'] / 1e6:.0f} MB, "
               f"GPU {found['gpu'] / 1e6:.0f} MB; {found['planned']}")
     assert found["weights"] * 0.7 + found["cache"] <= found["arrays"] <= found["total"] - found["overhead"]
     if ranks == 1:

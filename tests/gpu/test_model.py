@@ -117,6 +117,40 @@ def test_variants(comm, everywhere, routes, name):
     everywhere(compare(comm, Drawn(even((VARIANTS | WIDE)[name]), seed=3), steps, routes))
 
 
+@pytest.mark.parametrize("holders", HOLDERS)
+@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("name", ["shared", "sinks and biases"])
+def test_shards(comm, everywhere, routes, name, shards, holders):
+    """Parts of answers are added up as NumPy's engine does; on 4 ranks and more some have several slots."""
+    spec = even(VARIANTS[name])
+    spec = replace(spec, moe=replace(spec.moe, hidden=32))
+    if comm.size % shards:
+        pytest.skip(f"{comm.size} ranks are no groups of {shards}")
+    tokens = np.random.default_rng(comm.rank).integers(0, 97, 9 + comm.rank % 5)
+    steps = [[(2, a, tokens[a:b])] if comm.rank != 1 else [] for a, b in ((0, 4), (4, 5), (5, 6), (6, len(tokens)))]
+    everywhere(compare(comm, Drawn(spec, seed=3), steps, routes, shards=shards))
+
+
+def test_shards_along_every_course_give_equal_bits(comm, everywhere):
+    """With `compute.reproducible`: in two hops, too, whoever holds the experts; and on one pair of ranks."""
+    if comm.size % 2:
+        pytest.skip(f"{comm.size} ranks are no pairs")
+    spec = replace(VARIANTS["sigmoid groups"], moe=replace(VARIANTS["sigmoid groups"].moe, hidden=32))
+    pair = comm.Split(comm.rank // 2)
+    source, rng = Drawn(spec, seed=3), np.random.default_rng(comm.rank)
+    prompts = [rng.integers(0, 97, 3 + 5 * slot) for slot in range(4)]
+    steps = [[(slot, 0, p) for slot, p in enumerate(prompts)], [(slot, len(p), [5]) for slot, p in enumerate(prompts)]]
+    courses = [*COURSES[::2], Course("serial", Way(), True)]
+    rows.compute_alone(True)
+    try:
+        alone = forward(pair, source, steps, device=True, shards=2)
+        found = [forward(comm, source, steps, device=True, shards=2, course=course, holders=HOLDERS[n % 4])
+                 for n, course in enumerate(courses)]
+    finally:
+        rows.compute_alone(False)
+    everywhere([f"{course}: other bits" for course, got in zip(courses, found) if not np.array_equal(got, alone)])
+
+
 def team_of(comm, size: int) -> int:
     """Skips where the ranks are no teams of so many."""
     if comm.size % size:

@@ -13,6 +13,8 @@ from hpcmoe.files import model
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.files.model import ModelFile
 from hpcmoe.model import weights
+from hpcmoe.model.heads import cut
+from hpcmoe.slots import Shard
 from hpcmoe.spec import Tensor
 
 pytestmark = pytest.mark.gpu
@@ -50,11 +52,12 @@ def arrays(found, name="weights"):
         yield name, None if found is None else found.get()
 
 
-def assert_as_through_float32(source, dtype):
+def assert_as_through_float32(source, dtype, shard=Shard()):
     from hpcmoe.device.weights import keep
     held = two_experts(source.spec)
-    want = list(arrays(weights.load(source, held, array.DTYPES[dtype], keep)))
-    got = list(arrays(device.load(source, held, array.DTYPES[dtype], "device")))
+    kept = cut(source.spec, shard, Shard())
+    want = list(arrays(weights.load(source, held, array.DTYPES[dtype], keep, cut=kept)))
+    got = list(arrays(device.load(source, held, array.DTYPES[dtype], "device", kept)))
     assert [name for name, _ in got] == [name for name, _ in want] and len(got) > 10
     for (name, ours), (_, theirs) in zip(got, want):
         assert (ours is None) == (theirs is None), name
@@ -88,6 +91,18 @@ def test_a_model_file(name, dtype, stored, block, tmp_path, monkeypatch):
     model.write(tmp_path / "m.h5", Given(VARIANTS[name]), stored)
     monkeypatch.setattr(model, "BLOCK", block)
     assert_as_through_float32(ModelFile(tmp_path / "m.h5"), dtype)
+
+
+@pytest.mark.parametrize("block", [100, 1 << 22])
+@pytest.mark.parametrize("stored", [*array.DTYPES, ""])
+@pytest.mark.parametrize("number", [0, 2])
+def test_shards_of_experts(number, stored, block, tmp_path, monkeypatch):
+    """Of a file, or drawn."""
+    source = Given(TINY)
+    monkeypatch.setattr(model, "BLOCK", block)
+    if stored:
+        model.write(tmp_path / "m.h5", source, stored)
+    assert_as_through_float32(ModelFile(tmp_path / "m.h5") if stored else Drawn(TINY, 3), "bfloat16", Shard(number, 5))
 
 
 @pytest.mark.parametrize("stored", array.DTYPES)

@@ -93,3 +93,19 @@ def test_a_plan_for_other_ranks_is_refused(tmp_path):
     ended = mpiexec(2, "-m", "hpcmoe", "run", str(job), "--set", f"parallel.plan={tmp_path / 'plan.h5'}")
     lines = [line for line in ended.stderr.splitlines() if "error:" in line]
     assert ended.returncode == 3 and len(lines) == 1 and "ranks: 4 there, 2 here" in lines[0], ended.stderr
+
+
+def test_groups_that_share_experts_are_planned_as_ranks(tmp_path):
+    """Four ranks, two shards of each expert: both ranks of a group compute the same rows, as many as the plan says."""
+    job = make(tmp_path, 5, 2, "[parallel]\nexpert_tensor = 2\n")
+    flat = run(4, job, "flat.h5")
+    found = planned(flat, "--slots", "3", "--policy", "load")
+    assert found.ranks == 2 and all(p.shards == 1 for p in found.placements)
+    by_plan = run(4, job, "by-plan.h5", f"parallel.plan={tmp_path / 'plan.h5'}", "exchange.mode=twohop",
+                  "parallel.ranks_per_node=2")
+    assert answers(flat, PROMPTS) == answers(by_plan, PROMPTS)
+    went = results.routing(by_plan)
+    assert np.array_equal(went.computed[:, ::2], went.computed[:, 1::2])
+    assert went.computed.sum() == 2 * went.load.sum()
+    shown = subprocess.run([sys.executable, "-m", "hpcmoe", "show", str(flat)], capture_output=True, text=True)
+    assert "4 ranks in groups of 2, which share their experts" in " ".join(shown.stdout.split()), shown

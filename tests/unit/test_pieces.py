@@ -25,6 +25,7 @@ from hpcmoe.files.drawn import Drawn
 from hpcmoe.files.model import ModelFile
 from hpcmoe.kernels.combine import combine
 from hpcmoe.model import weights
+from hpcmoe.model.heads import cut
 from hpcmoe.placement.plan import linear, repeated
 from hpcmoe.slots import Piece, Placement, Shard, piece
 
@@ -69,7 +70,7 @@ def test_pieces_have_the_values_of_the_whole(tmp_path, monkeypatch, kind, of):
 
 def test_shards_add_up_to_the_bytes_of_the_whole():
     def size(shard: Shard) -> dict[str, int]:
-        return weights.size(BIASED, lambda layer: [0, 2], lambda t: t.values, shard)
+        return weights.size(BIASED, lambda layer: [0, 2], lambda t: t.values, cut(BIASED, shard, Shard()))
     parts, all_of_it = [size(Shard(n, 3)) for n in range(3)], size(Shard())
     assert sum(part["experts"] for part in parts) == all_of_it["experts"]
     assert all({**part, "experts": 0} == {**all_of_it, "experts": 0} for part in parts)
@@ -78,7 +79,8 @@ def test_shards_add_up_to_the_bytes_of_the_whole():
 
 def test_a_rank_keeps_its_shard_only():
     source = Drawn(BIASED, 3)
-    loaded = [weights.load(source, lambda layer: [3, 1], FLOAT32, shard=Shard(n, 2)).layers[1].experts for n in (0, 1)]
+    loaded = [weights.load(source, lambda layer: [3, 1], FLOAT32, cut=cut(BIASED, Shard(n, 2), Shard()))
+              .layers[1].experts for n in (0, 1)]
     assert [[(e.gate_up.shape, e.down.shape, e.gate_up_bias.shape) for e in shard] for shard in loaded] == [
         [((12, 16), (16, 6), (12,))] * 2, [((10, 16), (16, 5), (10,))] * 2]
     assert [shard[0].down_bias is None for shard in loaded] == [False, True]
