@@ -8,19 +8,17 @@
 #define HALF (RANK / 2)  // columns of the sums of a warpgroup
 #define COLUMNS 64       // values of 128 bytes: so wide are the parts in which matrices lie in shared memory
 #define PART (64 * COLUMNS)
-#define MATRIX (WIDTH / COLUMNS * PART)  // values of a tile of keys, or of queries
-#define EASE 8.0f                        // powers of two by which a score may pass the top that it is held against
+#define PARTS (WIDTH / COLUMNS)
+#define MATRIX (PARTS * PART)  // values of a tile of keys, or of queries
+#define THREADS 384
+#define READY 1  // named barriers: the shares are there,
+#define FREE 2   // and no more needed
+#define EASE 8.0f  // powers of two by which a score may pass the top that it is held against
 #define LOWEST -1e30f
 
 // Where 16 bytes of a row lie in a matrix: parts of 64 columns, rows of 128 bytes whose pieces are swizzled, in values.
 __device__ __forceinline__ int place(int row, int piece) {
     return piece / 8 * PART + row * COLUMNS + (piece % 8 ^ row % 8) * 8;
-}
-
-__device__ __forceinline__ float power_of_two(float value) {
-    float out;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(value));
-    return out;
 }
 
 // What a block works on: some tiles of one token after another's. The same in all of its threads.
@@ -36,11 +34,11 @@ struct Way {
     }
 };
 
-// Cuts the tiles of n tokens evenly; the share of `worker`. first: its first tile among all; all: how many there are.
-__device__ __forceinline__ Way share_of(int worker, int workers, const int *position, int n, int *first,
-                                        int *all) {
-    __shared__ int sums[8], found[2];
-    int each = (n + 255) / 256, begin = min(n, (int)threadIdx.x * each), stop = min(n, begin + each), mine = 0;
+// Cuts the tiles of n tokens evenly: the share of `worker`, and of how many workers there are when each has one at least.
+// first: its first tile among all; all: how many there are.
+__device__ __forceinline__ Way share_of(int worker, int *workers, const int *position, int n, int *first, int *all) {
+    __shared__ int sums[THREADS / 32], found[2];
+    int each = (n + THREADS - 1) / THREADS, begin = min(n, (int)threadIdx.x * each), stop = min(n, begin + each), mine = 0;
     for (int t = begin; t < stop; t++) mine += position[t] / KEYS + 1;
     int before = mine;
     for (int step = 1; step < 32; step *= 2) {
@@ -51,85 +49,97 @@ __device__ __forceinline__ Way share_of(int worker, int workers, const int *posi
     __syncthreads();
     before -= mine;
     int total = 0;
-    for (int w = 0; w < 8; w++) {
+    for (int w = 0; w < THREADS / 32; w++) {
         if (w < threadIdx.x / 32) before += sums[w];
         total += sums[w];
     }
-    int from = (int)((long long)total * worker / workers), to = (int)((long long)total * (worker + 1) / workers);
-    if (from < to && before <= from && from < before + mine) {
+    *workers = min(*workers, total);
+    Way way = {};
+    if (worker >= *workers) return way;
+    int from = (int)((long long)total * worker / *workers), to = (int)((long long)total * (worker + 1) / *workers);
+    if (before <= from && from < before + mine) {
         int t = begin, tiles = position[t] / KEYS + 1;
         while (before + tiles <= from) before += tiles, t++, tiles = position[t] / KEYS + 1;
         found[0] = t, found[1] = from - before;
     }
     __syncthreads();
     *first = from, *all = total;
-    Way way = {};
-    way.left = to - from;
-    if (from < to) way.token = found[0], way.tile = found[1], way.look(position);
+    way.left = to - from, way.token = found[0], way.tile = found[1];
+    way.look(position);
     return way;
 }
 
-// 64 keys, WIDTH values each, one behind the other, by the 128 threads of a warpgroup.
-__device__ __forceinline__ void fetch_keys(bf16 *to, const bf16 *from, unsigned long long *there) {
-    int thread = threadIdx.x % 128, row = thread / (WIDTH / 8), piece = thread % (WIDTH / 8);
-#pragma unroll 6
-    for (int i = 0; i < KEYS * WIDTH / 8 / 128; i++) {
-        fetch(to + place(row, piece), from + (i * 128 + thread) * 8);
-        row++, piece += 128 - WIDTH / 8;
-        if (piece >= WIDTH / 8) piece -= WIDTH / 8, row++;
+// Columns of 64 keys, WIDTH values each, by the 128 threads of a warpgroup; a barrier for each part of them.
+__device__ __forceinline__ void fetch_keys(bf16 *to, const bf16 *from, unsigned long long *there, int begin, int end) {
+    int row = threadIdx.x % 128 / 8, piece = threadIdx.x % 8;
+    to += place(row, piece), from += row * WIDTH + piece * 8;
+    for (int part = begin; part < end; part++) {
+#pragma unroll
+        for (int i = 0; i < KEYS; i += 16) fetch(to + part * PART + i * COLUMNS, from + part * COLUMNS + i * WIDTH);
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(in_shared(there + part)) : "memory");
     }
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(in_shared(there)) : "memory");
+}
+
+// Scores of a tile [64, 64] become shares of their rows' tops, up to a factor of 2^EASE, which is taken back in the end.
+// A thread has 16 values each of two rows, `mine` and 8 behind it; faded: what earlier sums shrink to. Whether any does.
+__device__ __forceinline__ bool share_out(float *scores, float *top, float *total, float *faded, float scale) {
+    bool higher = false;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float most = -INFINITY;
+        faded[h] = 1;
+#pragma unroll
+        for (int i = 0; i < 32; i += 4) most = fmaxf(most, fmaxf(scores[i + 2 * h], scores[i + 2 * h + 1]));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2)) * scale;
+        if (most > top[h] + EASE) faded[h] = power_of_two(top[h] - most), top[h] = most, higher = true;
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < 32; i += 4) {
+            scores[i + 2 * h] = power_of_two(scores[i + 2 * h] * scale - top[h]);
+            scores[i + 2 * h + 1] = power_of_two(scores[i + 2 * h + 1] * scale - top[h]);
+            sum += scores[i + 2 * h] + scores[i + 2 * h + 1];
+        }
+        total[h] = total[h] * faded[h] + sum;
+    }
+    return __any_sync(~0u, higher);
 }
 
 // Softmax and sum in one pass over the vectors of the tokens that each token sees. A block for HEADS heads and a worker,
 // who has an even share of all tiles of keys: some tokens whole, of the first and the last perhaps a part, whose sums go
-// to parts [workers * 2, tiles of heads, HEADS, RANK] and tops [.., HEADS, 2]. begun [workers, 4] tells `join` with which
-// such token a worker began: the token or -1, the first of its parts, the last worker. Two warpgroups have the sums of
-// half the columns each; the first computes scores and shares, too, while the second fetches keys.
-// q and out [n, heads, RANK]; turned: of token t and head h at t * step + h * head_step, TURN values; slot and position
-// [n]; kept [slots, length, WIDTH]; scale: as of powers of two. Dynamic shared memory: three matrices, the shares, and 1024
-// bytes to begin where swizzles do.
-extern "C" __global__ void __launch_bounds__(256, 1)
+// to parts [workers * 2, tiles of heads, HEADS, RANK] and tops [.., HEADS, 2]. begun [n, 4] tells `join` of a token with
+// which worker it began, -1 if it was whole there, the first of its parts, the last worker. Three warpgroups: the first
+// computes scores and shares, the others have the sums of half the columns each, and fetch those of the keys when they
+// are free. q and out [n, heads, RANK]; turned: of token t and head h at t * step + h * head_step, TURN values; slot and
+// position [n]; kept [slots, length, WIDTH]; scale: as of powers of two. Dynamic shared memory: three matrices, the
+// shares, and 1024 bytes to begin where swizzles do.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 absorbed(const bf16 *__restrict__ q, const bf16 *__restrict__ turned, const bf16 *__restrict__ kept,
          const int *__restrict__ slot, const int *__restrict__ position, bf16 *__restrict__ out,
          float *__restrict__ parts, float *__restrict__ tops, int *__restrict__ begun, int n, int heads, int length,
          int step, int head_step, float scale) {
     extern __shared__ bf16 memory[];
-    __shared__ __align__(8) unsigned long long there[2];
+    __shared__ __align__(8) unsigned long long there[2][PARTS];
     __shared__ float fade[HEADS], top_of[HEADS], total_of[HEADS];
     __shared__ int moved[4];
     bf16 *queries = memory + (1024 - in_shared(memory) % 1024) % 1024 / 2, *keys = queries + MATRIX;
     bf16 *shares = keys + 2 * MATRIX;
-    int worker = blockIdx.y, first, all, group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
-    int lane = threadIdx.x % 32, mine = warp * 16 + lane / 4, here = min(HEADS, heads - (int)blockIdx.x * HEADS);
+    int worker = blockIdx.y, workers = gridDim.y, first = 0, all = 0, group = threadIdx.x / 128;
+    int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, mine = warp * 16 + lane / 4;
+    int here = min(HEADS, heads - (int)blockIdx.x * HEADS);
     bool counts = warp * 16 < here;  // whether any of the warp's rows is a head's
-    Way way = share_of(worker, gridDim.y, position, n, &first, &all);
-    if (threadIdx.x == 0 && blockIdx.x == 0) begun[4 * worker] = -1;
+    Way way = share_of(worker, &workers, position, n, &first, &all);
     if (way.left == 0) return;
-    if (threadIdx.x == 0) {
-        for (int b = 0; b < 2; b++)
-            asm volatile("mbarrier.init.shared::cta.b64 [%0], 128;" ::"r"(in_shared(there + b)));
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    for (int i = threadIdx.x; i < MATRIX / 8; i += 256) *(Eight *)(queries + i * 8) = {};
-    for (int i = threadIdx.x; i < PART / 8; i += 256) *(Eight *)(shares + i * 8) = {};
-    show();
+    if (threadIdx.x < 2 * PARTS)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 128;" ::"r"(in_shared(there[0] + threadIdx.x)));
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
-    Way ahead = way;  // of the keys that are fetched, by the second warpgroup
-    int fetched = 0;
-    auto fetch_next = [&]() {
-        if (ahead.left <= 0) return;
-        const bf16 *from = kept + ((long long)slot[ahead.token] * length + ahead.tile * KEYS) * WIDTH;
-        fetch_keys(keys + fetched % 2 * MATRIX, from, there + fetched % 2);
-        fetched++, ahead.left--, ahead.tile++;
-        if (ahead.tile == ahead.tiles && ahead.left > 0) ahead.token++, ahead.tile = 0, ahead.look(position);
-    };
-    if (group == 1) fetch_next(), fetch_next();
-    float sums[HALF / 2];
-    bool is_first = true;
-    for (int done = 0; way.left > 0; way.next(position), is_first = false) {
-        float top[2] = {LOWEST, LOWEST}, total[2] = {0, 0};
-        if (group == 0) {
+    if (group == 0) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 120;");
+        for (int i = here * (WIDTH / 8) + threadIdx.x; i < HEADS * (WIDTH / 8); i += 128)
+            *(Eight *)(queries + place(i / (WIDTH / 8), i % (WIDTH / 8))) = {};
+        for (int i = threadIdx.x; i < PART / 8; i += 128) *(Eight *)(shares + i * 8) = {};
+        for (int done = 0; way.left > 0; way.next(position)) {
             const bf16 *of = q + ((long long)way.token * heads + blockIdx.x * HEADS) * RANK;
             const bf16 *turn = turned + (long long)way.token * step + (long long)blockIdx.x * HEADS * head_step;
             for (int i = threadIdx.x; i < here * (WIDTH / 8); i += 128) {
@@ -140,19 +150,20 @@ absorbed(const bf16 *__restrict__ q, const bf16 *__restrict__ turned, const bf16
             asm volatile("cp.async.wait_all;" ::: "memory");
             show();
             meet(3, 128);
-        }
-        for (int tile = way.tile; tile < way.end; tile++, done++) {
-            const bf16 *held = keys + done % 2 * MATRIX;
-            bool ends = tile == way.end - 1;
-            if (group == 0) {
-                float scores[32];
-                wait_for(there + done % 2, done / 2 % 2);
-                show();
+            float top[2] = {LOWEST, LOWEST}, total[2] = {0, 0};
+            for (int tile = way.tile; tile < way.end; tile++, done++) {
+                const bf16 *held = keys + done % 2 * MATRIX;
+                float scores[32], faded[2] = {1, 1};
+                bool higher = false;
                 begin_products();
 #pragma unroll
-                for (int i = 0; i < WIDTH / 16; i++) {
-                    int at = i / 4 * PART + i % 4 * 16;
-                    multiply_keys(scores, describe(queries + at, 16, 1024), describe(held + at, 16, 1024), i > 0);
+                for (int part = 0; part < PARTS; part++) {
+                    wait_for(there[done % 2] + part, done / 2 % 2);
+                    show();
+#pragma unroll
+                    for (int i = 0; i < COLUMNS; i += 16)
+                        multiply_keys(scores, describe(queries + part * PART + i, 16, 1024),
+                                      describe(held + part * PART + i, 16, 1024), part + i > 0);
                 }
                 end_products();
                 asm volatile("" : F32(scores)::"memory");
@@ -162,110 +173,95 @@ absorbed(const bf16 *__restrict__ q, const bf16 *__restrict__ turned, const bf16
                         for (int i = 0; i < 32; i++)
                             if (tile * KEYS + i / 4 * 8 + lane % 4 * 2 + i % 2 > way.last) scores[i] = -INFINITY;
                     }
-                    bool higher = false;
+                    higher = share_out(scores, top, total, faded, scale);
+                }
+                if (done) meet(FREE, THREADS);  // the others need the last shares no more
+                if (counts) {
 #pragma unroll
-                    for (int h = 0; h < 2; h++) {  // rows `mine` and 8 behind it
-                        float most = -INFINITY, faded = 1;
+                    for (int h = 0; h < 2; h++) {
+                        int row = mine + 8 * h;
 #pragma unroll
                         for (int i = 0; i < 32; i += 4)
-                            most = fmaxf(most, fmaxf(scores[i + 2 * h], scores[i + 2 * h + 1]));
-                        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-                        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2)) * scale;
-                        if (most > top[h] + EASE) faded = power_of_two(top[h] - most), top[h] = most, higher = true;
-                        total[h] *= faded;
-#pragma unroll
-                        for (int i = 0; i < 32; i += 4) {
-                            float one = power_of_two(scores[i + 2 * h] * scale - top[h]);
-                            float two = power_of_two(scores[i + 2 * h + 1] * scale - top[h]);
-                            total[h] += one + two;
-                            *(unsigned *)(shares + place(mine + 8 * h, i / 4) + lane % 4 * 2) =
-                                narrow(one) | (unsigned)narrow(two) << 16;
-                        }
-                        if (lane % 4 == 0) fade[mine + 8 * h] = faded;
-                        if (ends) {
-                            total[h] += __shfl_xor_sync(~0u, total[h], 1);
-                            total[h] += __shfl_xor_sync(~0u, total[h], 2);
-                            if (lane % 4 == 0) top_of[mine + 8 * h] = top[h], total_of[mine + 8 * h] = total[h];
-                        }
+                            *(unsigned *)(shares + place(row, i / 4) + lane % 4 * 2) =
+                                narrow_both(scores[i + 2 * h], scores[i + 2 * h + 1]);
+                        if (lane % 4 == 0) fade[row] = faded[h];
+                        if (tile < way.end - 1) continue;
+                        total[h] += __shfl_xor_sync(~0u, total[h], 1);
+                        total[h] += __shfl_xor_sync(~0u, total[h], 2);
+                        if (lane % 4 == 0) top_of[row] = top[h], total_of[row] = total[h];
                     }
-                    higher = __any_sync(~0u, higher);
                     if (lane == 0) moved[warp] = higher;
                 }
                 show();
+                come(READY, THREADS);
             }
-            meet(1, 256);  // the shares are there
-            if (group == 1) wait_for(there + done % 2, done / 2 % 2);
-            show();
-            if (counts && moved[warp] && tile > way.tile) {
-                float by[2] = {fade[mine], fade[mine + 8]};
-#pragma unroll
-                for (int i = 0; i < HALF / 2; i++) sums[i] *= by[i / 2 % 2];
-            }
-            if (ends && counts) {
-#pragma unroll
-                for (int h = 0; h < 2; h++) top[h] = top_of[mine + 8 * h], total[h] = total_of[mine + 8 * h];
-            }
-            begin_products();
-#pragma unroll
-            for (int i = 0; i < KEYS / 16; i++)
-                multiply_values(sums, describe(shares + i * 16, 16, 1024),
-                                describe(held + group * (HALF / COLUMNS) * PART + i * 16 * COLUMNS, 2 * PART, 1024),
-                                i > 0 || tile > way.tile);
-            end_products();
-            asm volatile("" : F128(sums)::"memory");
-            meet(2, 256);  // the keys' place is free, and the shares'
-            if (group == 1) fetch_next();
         }
-        bool whole = way.tile == 0 && way.end == way.tiles;
-        int part = 2 * worker + !is_first;
-        if (threadIdx.x == 0 && blockIdx.x == 0 && way.tile == 0 && !whole) {
-            long long behind = (long long)first + way.tiles;  // the worker has come to the token's first tile by now
-            begun[4 * worker + 1] = part;
-            begun[4 * worker + 2] = (int)((behind * gridDim.y - 1) / all);
-            begun[4 * worker] = way.token;
-        }
-        first += way.end - way.tile;
-        long long of = ((long long)part * gridDim.x + blockIdx.x) * HEADS;
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
+        Way ahead = way;  // of the keys that are fetched
+        int fetched = 0, half = group - 1;
+        auto fetch_next = [&]() {
+            if (ahead.left <= 0) return;
+            const bf16 *from = kept + ((long long)slot[ahead.token] * length + ahead.tile * KEYS) * WIDTH;
+            fetch_keys(keys + fetched % 2 * MATRIX, from, there[fetched % 2], half * (PARTS / 2),
+                       half ? PARTS : PARTS / 2);
+            fetched++, ahead.left--, ahead.tile++;
+            if (ahead.tile == ahead.tiles && ahead.left > 0) ahead.token++, ahead.tile = 0, ahead.look(position);
+        };
+        fetch_next();
+        fetch_next();
+        float sums[HALF / 2];
+        for (int done = 0, turn = 0; way.left > 0; way.next(position), turn++) {
+            float top[2] = {0, 0}, total[2] = {1, 1};
+            for (int tile = way.tile; tile < way.end; tile++, done++) {
+                const bf16 *held = keys + done % 2 * MATRIX + half * (PARTS / 2) * PART;
+                meet(READY, THREADS);
+                for (int part = 0; part < PARTS / 2; part++)
+                    wait_for(there[done % 2] + half * (PARTS / 2) + part, done / 2 % 2);
+                show();
+                if (counts && moved[warp] && tile > way.tile) {
+                    float by[2] = {fade[mine], fade[mine + 8]};
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int row = mine + 8 * h;
-            if (row >= here) continue;
-            int column = group * HALF + lane % 4 * 2;
-            bf16 *to = out + ((long long)way.token * heads + blockIdx.x * HEADS + row) * RANK + column;
-            float *sum = parts + (of + row) * RANK + column, by = 1 / total[h];
-            if (!whole && group == 0 && lane % 4 == 0)
-                tops[(of + row) * 2] = top[h], tops[(of + row) * 2 + 1] = total[h];
+                    for (int i = 0; i < HALF / 2; i++) sums[i] *= by[i / 2 % 2];
+                }
+                if (tile == way.end - 1) {
 #pragma unroll
-            for (int i = 0; i < HALF / 8; i++) {
-                float one = sums[4 * i + 2 * h], two = sums[4 * i + 2 * h + 1];
-                if (whole) *(unsigned *)(to + 8 * i) = narrow(one * by) | (unsigned)narrow(two * by) << 16;
-                else *(float2 *)(sum + 8 * i) = make_float2(one, two);
+                    for (int h = 0; h < 2; h++) top[h] = top_of[mine + 8 * h], total[h] = total_of[mine + 8 * h];
+                }
+                begin_products();
+#pragma unroll
+                for (int i = 0; i < KEYS; i += 16)
+                    multiply_values(sums, describe(shares + i, 16, 1024), describe(held + i * COLUMNS, 2 * PART, 1024),
+                                    i > 0 || tile > way.tile);
+                end_products();
+                asm volatile("" : F128(sums)::"memory");
+                if (tile < way.end - 1 || way.left > way.end - way.tile) come(FREE, THREADS);
+                fetch_next();
+            }
+            bool whole = way.tile == 0 && way.end == way.tiles;
+            int part = 2 * worker + (turn > 0);
+            if (threadIdx.x % 128 == 0 && group == 1 && blockIdx.x == 0 && way.tile == 0) {
+                long long behind = (long long)first + way.tiles;
+                int *of = begun + 4 * way.token;
+                of[0] = whole ? -1 : worker, of[1] = part, of[2] = (int)((behind * workers - 1) / all);
+            }
+            first += way.end - way.tile;
+            long long of = ((long long)part * gridDim.x + blockIdx.x) * HEADS;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                int row = mine + 8 * h, column = half * HALF + lane % 4 * 2;
+                if (row >= here) continue;
+                bf16 *to = out + ((long long)way.token * heads + blockIdx.x * HEADS + row) * RANK + column;
+                float *sum = parts + (of + row) * RANK + column, by = 1 / total[h];
+                if (!whole && half == 0 && lane % 4 == 0)
+                    tops[(of + row) * 2] = top[h], tops[(of + row) * 2 + 1] = total[h];
+#pragma unroll
+                for (int i = 0; i < HALF / 8; i++) {
+                    float one = sums[4 * i + 2 * h], two = sums[4 * i + 2 * h + 1];
+                    if (whole) *(unsigned *)(to + 8 * i) = narrow_both(one * by, two * by);
+                    else *(float2 *)(sum + 8 * i) = make_float2(one, two);
+                }
             }
         }
     }
-}
-
-// The parts of a token's sums become one: a block for a worker, who began with it, and blockDim.y heads.
-extern "C" __global__ void join(const float *__restrict__ parts, const float *__restrict__ tops,
-                                const int *__restrict__ begun, bf16 *__restrict__ out, int heads) {
-    int token = begun[4 * blockIdx.x], head = blockIdx.y * blockDim.y + threadIdx.y;
-    if (token < 0 || head >= heads) return;
-    int part = begun[4 * blockIdx.x + 1], last = begun[4 * blockIdx.x + 2], count = last - (int)blockIdx.x + 1;
-    int tiles = (heads + HEADS - 1) / HEADS;
-    long long cell = (long long)head / HEADS * HEADS + head % HEADS, step = (long long)tiles * HEADS;
-    float highest = LOWEST, all = 0, sum[4] = {0};
-    for (int i = 0; i < count; i++) {
-        long long at = (i ? 2 * ((long long)blockIdx.x + i) : part) * step + cell;
-        highest = fmaxf(highest, tops[2 * at]);
-    }
-#pragma unroll 4
-    for (int i = 0; i < count; i++) {
-        long long at = (i ? 2 * ((long long)blockIdx.x + i) : part) * step + cell;
-        float by = power_of_two(tops[2 * at] - highest);
-        float4 more = *(const float4 *)(parts + at * RANK + 4 * threadIdx.x);
-        all += by * tops[2 * at + 1];
-        sum[0] += by * more.x, sum[1] += by * more.y, sum[2] += by * more.z, sum[3] += by * more.w;
-    }
-    bf16 *to = out + ((long long)token * heads + head) * RANK + 4 * threadIdx.x;
-    for (int i = 0; i < 4; i++) to[i] = narrow(sum[i] / all);
 }

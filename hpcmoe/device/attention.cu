@@ -1,12 +1,5 @@
 // Rotary positions, the cache, and attention; twins: kernels/rope.py, model/cache.py, kernels/attention.py.
 
-// A pair of values, turned with every rounding of the twin.
-__device__ __forceinline__ void turn(float &a, float &b, float c, float s) {
-    float first = a;
-    a = rounded(a * c) - rounded(b * s);
-    b = rounded(b * c) + rounded(first * s);
-}
-
 // A warp per (token, head), queries' heads first, then keys' and values': queries and keys are turned, their first
 // `turning` values; keys and values go to their places in the cache. grid (T, heads + 2 kv_heads over the warps of a
 // block). qkv [T, (heads + 2 kv_heads) * d], q [T, heads * d], caches [slots, kv_heads, length, d]; cos and sin
@@ -32,39 +25,6 @@ extern "C" __global__ void rope(const bf16 *qkv, bf16 *q, bf16 *k_cache, bf16 *v
     for (int i = turning + threadIdx.x % 32; i < d; i += 32) {
         float a = wide(from[i]);
         to[i] = narrow(bound > 0 ? fminf(fmaxf(a, -bound), bound) : a);
-    }
-}
-
-// With a latent. A block per token (y = 0): its vector, normed, and its turned key go to the cache; and one per token and
-// as many heads as it has warps: what turns of their queries is turned in place, behind the `plain` values that stay.
-// both [T, rank + turning], q [T, heads * (plain + turning)], kept [slots, length, rank + turning].
-extern "C" __global__ void keep(bf16 *q, const bf16 *both, const float *weight, bf16 *kept, const int *slot,
-                                const int *position, const bf16 *cos, const bf16 *sin, int heads, int plain,
-                                int turning, int rank, int length, float eps) {
-    __shared__ float shared[32];
-    int half = turning / 2, at = position[blockIdx.x];
-    const bf16 *from = both + (long long)blockIdx.x * (rank + turning);
-    bf16 *to = kept + ((long long)slot[blockIdx.x] * length + at) * (rank + turning);
-    cos += (long long)at * half, sin += (long long)at * half;
-    if (blockIdx.y == 0) {
-        float sum = 0;
-        for (int i = threadIdx.x; i < rank; i += blockDim.x) sum += wide(from[i]) * wide(from[i]);
-        float scale = 1 / sqrtf(block_sum(sum, shared) / rank + eps);
-        for (int i = threadIdx.x; i < rank; i += blockDim.x)
-            to[i] = narrow(weight[i] * rounded(wide(from[i]) * scale));
-        from += rank, to += rank;
-    } else {
-        int head = (blockIdx.y - 1) * (blockDim.x / 32) + threadIdx.x / 32;
-        if (head >= heads) return;
-        to = q + ((long long)blockIdx.x * heads + head) * (plain + turning) + plain;
-        from = to;
-    }
-    for (int pair = threadIdx.x % 32; pair < half; pair += 32) {
-        if (blockIdx.y == 0 && threadIdx.x >= 32) break;
-        float a = wide(from[pair]), b = wide(from[pair + half]);
-        turn(a, b, wide(cos[pair]), wide(sin[pair]));
-        to[pair] = narrow(a);
-        to[pair + half] = narrow(b);
     }
 }
 

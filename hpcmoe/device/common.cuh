@@ -15,6 +15,20 @@ __device__ __forceinline__ bf16 narrow(float value) {
 
 __device__ __forceinline__ float rounded(float value) { return wide(narrow(value)); }
 
+// Two values, the first in the lower half.
+__device__ __forceinline__ unsigned narrow_both(float first, float second) {
+    unsigned out;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+    return out;
+}
+
+// 2 to the power of a value, to about 22 bits.
+__device__ __forceinline__ float power_of_two(float value) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(value));
+    return out;
+}
+
 // Eight values, moved as 16 bytes.
 struct __align__(16) Eight { bf16 value[8]; };
 
@@ -27,4 +41,11 @@ __device__ __forceinline__ float block_sum(float value, float *shared) {
     for (int warp = 0; warp < blockDim.x / 32; warp++) total += shared[warp];
     __syncthreads();
     return total;
+}
+
+// A pair of values, turned by its position with every rounding of kernels/rope.py.
+__device__ __forceinline__ void turn(float &a, float &b, float c, float s) {
+    float first = a;
+    a = rounded(a * c) - rounded(b * s);
+    b = rounded(b * c) + rounded(first * s);
 }

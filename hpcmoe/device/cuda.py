@@ -23,7 +23,7 @@ SHARED = 48 * 1024
 @cache
 def _module(file: str) -> cupy.RawModule:
     if file in FOR_HOPPER:
-        return _for_hopper(_code("common.cuh", "wgmma.cuh", f"{file}.cu"))
+        return _for_hopper(_code("common.cuh", "wgmma.cuh", f"{file}.cu"), file)
     return cupy.RawModule(code=_code("common.cuh", f"{file}.cu"), options=("-default-device",))
 
 
@@ -31,15 +31,17 @@ def _code(*files: str) -> str:
     return "".join((FOLDER / file).read_text() for file in files)
 
 
-def _for_hopper(code: str) -> cupy.RawModule:
-    """With the instructions that Hopper alone has, for which CuPy has no option."""
+def _for_hopper(code: str, kernel: str) -> cupy.RawModule:
+    """With the instructions that Hopper alone has, for which CuPy has no option; `kernel` is one of its kernels."""
     program = nvrtc.createProgram(code, "", (), ())
     try:
         nvrtc.compileProgram(program, ("-default-device", "-arch=sm_90a"))
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(nvrtc.getCUBIN(program))
             file.flush()
-            return cupy.RawModule(path=file.name)  # which loads it
+            module = cupy.RawModule(path=file.name)
+            module.get_function(kernel)  # loads it all
+            return module
     except nvrtc.NVRTCError:
         raise RuntimeError(nvrtc.getProgramLog(program)) from None
     finally:
@@ -58,8 +60,7 @@ def across(width: int, most: int = THREADS) -> int:
     return -(-vectors // (32 * turns)) * 32
 
 
-def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, threads: int | tuple[int, ...] = THREADS,
-           shared: int = 0) -> None:
+def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, threads: int = THREADS, shared: int = 0) -> None:
     """Runs "file.kernel" over a grid of blocks on the current stream; an empty grid runs nothing.
 
     Arguments are arrays, NumPy's in pinned memory too, Python's int (32 bits) and float (32 bits), None, or a scalar of
@@ -70,8 +71,7 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, threads: i
         function = _kernel(*kernel.split("."))
         if shared > SHARED:
             function.max_dynamic_shared_size_bytes = shared
-        block = threads if isinstance(threads, tuple) else (threads,)
-        function(grid, block, tuple(map(_argument, arguments)), shared_mem=shared)
+        function(grid, (threads,), tuple(map(_argument, arguments)), shared_mem=shared)
 
 
 @cache

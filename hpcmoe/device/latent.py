@@ -1,4 +1,4 @@
-"""Attention with a latent; attention.cu, absorbed.cu. Twins: `model.latent`, `model.cache`.
+"""Attention with a latent; latent.cu, absorbed.cu. Twins: `model.latent`, `model.cache`.
 
 The plain form is cuDNN's, for long spans; the absorbed one is ours, for single tokens, and for all where bits count.
 """
@@ -18,8 +18,8 @@ from hpcmoe.spec import Attention, Latent, ModelSpec
 
 SHARED = 2 * (3 * 64 * sum(ABSORBED) + 64 * 64) + 1024
 """Bytes of shared memory of a block of absorbed.cu."""
-JOINED = 4
-"""Heads of a block of `absorbed.join`, 128 threads each."""
+JOINS = 1024
+"""Blocks of `latent.join`, about."""
 
 
 def shape(model: ModelSpec) -> Latent:
@@ -46,7 +46,7 @@ def keep(model: ModelSpec, q: cupy.ndarray, both: cupy.ndarray, weight: cupy.nda
     slot and position `[T]` int32.
     """
     a, c = model.attention, shape(model)
-    launch("attention.keep", (len(both), 1 + -(-a.heads // ROPE_HEADS)), q, both, weight, cache.kept[layer], slot,
+    launch("latent.keep", (len(both), 1 + -(-a.heads // ROPE_HEADS)), q, both, weight, cache.kept[layer], slot,
            position, cache.cos, cache.sin, a.heads, a.head_dim, c.rotary_dim, c.rank, cache.kept.shape[2], c.norm_eps,
            threads=32 * ROPE_HEADS)
 
@@ -136,7 +136,6 @@ class Absorbed:
         self._workers = max(1, min(most, WORKERS) // self._tiles)
         cells = 2 * self._workers, self._tiles, TOGETHER
         self._parts, self._tops = cupy.empty((*cells, c.rank), np.float32), cupy.empty((*cells, 2), np.float32)
-        self._begun = cupy.empty((self._workers, 4), np.int32)
 
     def __call__(self, q: cupy.ndarray, turned: cupy.ndarray, kept: cupy.ndarray, slot: cupy.ndarray,
                  position: cupy.ndarray, out: cupy.ndarray) -> None:
@@ -144,8 +143,8 @@ class Absorbed:
         a view whose last values are neighbours, kept `[slots, length, rank + rotary_dim]`, all uint16; slot and
         position `[n]` int32. Sums are cut where work is shared out, so that a batch has a part in the last bits."""
         (n, heads, _), (step, apart, _) = q.shape, turned.strides
+        begun, each = cupy.empty((n, 4), np.int32), max(1, n * heads // JOINS)
         launch("absorbed.absorbed", (self._tiles, self._workers), q, turned, kept, slot, position, out, self._parts,
-               self._tops, self._begun, n, heads, kept.shape[1], step // 2, apart // 2, self._scale, threads=256,
+               self._tops, begun, n, heads, kept.shape[1], step // 2, apart // 2, self._scale, threads=384,
                shared=SHARED)
-        launch("absorbed.join", (self._workers, -(-heads // JOINED)), self._parts, self._tops, self._begun, out, heads,
-               threads=(128, JOINED))
+        launch("latent.join", (n, -(-heads // each)), self._parts, self._tops, begun, out, heads, each, threads=512)
