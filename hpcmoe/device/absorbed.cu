@@ -9,8 +9,10 @@
 #define COLUMNS 64       // values of 128 bytes: so wide are the parts in which matrices lie in shared memory
 #define PART (64 * COLUMNS)
 #define PARTS (WIDTH / COLUMNS)
+#define PAIRS ((PARTS + 1) / 2)
 #define MATRIX (PARTS * PART)  // values of a tile of keys, or of queries
 #define THREADS 384
+#define TOLL 5   // tiles that take as long as to begin with a token, or to put its sums down
 #define READY 1  // named barriers: the shares are there,
 #define FREE 2   // and no more needed
 #define EASE 8.0f  // powers of two by which a score may pass the top that it is held against
@@ -34,49 +36,54 @@ struct Way {
     }
 };
 
-// Cuts the tiles of n tokens evenly: the share of `worker`, and of how many workers there are when each has one at least.
-// first: its first tile among all; all: how many there are.
-__device__ __forceinline__ Way share_of(int worker, int *workers, const int *position, int n, int *first, int *all) {
-    __shared__ int sums[THREADS / 32], found[2];
-    int each = (n + THREADS - 1) / THREADS, begin = min(n, (int)threadIdx.x * each), stop = min(n, begin + each), mine = 0;
-    for (int t = begin; t < stop; t++) mine += position[t] / KEYS + 1;
-    int before = mine;
-    for (int step = 1; step < 32; step *= 2) {
-        int other = __shfl_up_sync(~0u, before, step);
-        if (threadIdx.x % 32 >= step) before += other;
-    }
-    if (threadIdx.x % 32 == 31) sums[threadIdx.x / 32] = before;
-    __syncthreads();
-    before -= mine;
+// The share of `worker`: tiles of n tokens are dealt out in their order, so many each that all end together, where a part
+// of a token costs as much as TOLL tiles more. ends: the last worker with a part of the token that goes on behind the
+// share. count [n] is room in shared memory.
+__device__ __forceinline__ Way share_of(int worker, int workers, const int *position, int n, int *count, int *ends) {
+    __shared__ int sums[THREADS / 32], found[4];
     int total = 0;
-    for (int w = 0; w < THREADS / 32; w++) {
-        if (w < threadIdx.x / 32) before += sums[w];
-        total += sums[w];
-    }
-    *workers = min(*workers, total);
-    Way way = {};
-    if (worker >= *workers) return way;
-    int from = (int)((long long)total * worker / *workers), to = (int)((long long)total * (worker + 1) / *workers);
-    if (before <= from && from < before + mine) {
-        int t = begin, tiles = position[t] / KEYS + 1;
-        while (before + tiles <= from) before += tiles, t++, tiles = position[t] / KEYS + 1;
-        found[0] = t, found[1] = from - before;
+    for (int t = threadIdx.x; t < n; t += THREADS) total += (count[t] = position[t] / KEYS + 1) + TOLL;
+    total = __reduce_add_sync(~0u, total);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = total;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        total = 0;
+        for (int w = 0; w < THREADS / 32; w++) total += sums[w];
+        int each = (total + workers - 1) / workers, room = each + TOLL, w = 0, before = 0, to = -1;
+        int from = -1, token = 0, tile = 0, last = 0;  // of the share
+        if (worker == 0) from = 0;
+        for (int t = 0; t < n && to < 0; t++) {
+            int tiles = count[t];
+            if (room >= tiles + TOLL) {
+                room -= tiles + TOLL;
+            } else {  // w takes some, the next ones `each`
+                int some = max(room - TOLL, 0), more = (tiles - some + each - 1) / each, nth = worker - w;
+                if (nth >= 1 && nth <= more) token = t, tile = some + (nth - 1) * each, from = before + tile;
+                if (nth >= 0 && nth < more) to = before + some + nth * each, last = w + more;
+                w += more, room = more * each - (tiles - some);
+            }
+            before += tiles;
+        }
+        found[0] = from < 0 ? 0 : (to < 0 ? before : to) - from;
+        found[1] = token, found[2] = tile, found[3] = last;
     }
     __syncthreads();
-    *first = from, *all = total;
-    way.left = to - from, way.token = found[0], way.tile = found[1];
-    way.look(position);
+    Way way = {};
+    way.left = found[0], way.token = found[1], way.tile = found[2], *ends = found[3];
+    if (way.left > 0) way.look(position);
     return way;
 }
 
-// Columns of 64 keys, WIDTH values each, by the 128 threads of a warpgroup; a barrier for each part of them.
+// Columns of 64 keys, WIDTH values each, by the 128 threads of a warpgroup; a barrier for each two parts of them.
 __device__ __forceinline__ void fetch_keys(bf16 *to, const bf16 *from, unsigned long long *there, int begin, int end) {
     int row = threadIdx.x % 128 / 8, piece = threadIdx.x % 8;
     to += place(row, piece), from += row * WIDTH + piece * 8;
     for (int part = begin; part < end; part++) {
 #pragma unroll
         for (int i = 0; i < KEYS; i += 16) fetch(to + part * PART + i * COLUMNS, from + part * COLUMNS + i * WIDTH);
-        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(in_shared(there + part)) : "memory");
+        if (part % 2 || part == PARTS - 1)
+            asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(in_shared(there + part / 2))
+                         : "memory");
     }
 }
 
@@ -106,7 +113,7 @@ __device__ __forceinline__ bool share_out(float *scores, float *top, float *tota
 }
 
 // Softmax and sum in one pass over the vectors of the tokens that each token sees. A block for HEADS heads and a worker,
-// who has an even share of all tiles of keys: some tokens whole, of the first and the last perhaps a part, whose sums go
+// who has a share of all tiles of keys: some tokens whole, of the first and the last perhaps a part, whose sums go
 // to parts [workers * 2, tiles of heads, HEADS, RANK] and tops [.., HEADS, 2]. begun [n, 4] tells `join` of a token with
 // which worker it began, -1 if it was whole there, the first of its parts, the last worker. Three warpgroups: the first
 // computes scores and shares, the others have the sums of half the columns each, and fetch those of the keys when they
@@ -119,23 +126,23 @@ absorbed(const bf16 *__restrict__ q, const bf16 *__restrict__ turned, const bf16
          float *__restrict__ parts, float *__restrict__ tops, int *__restrict__ begun, int n, int heads, int length,
          int step, int head_step, float scale) {
     extern __shared__ bf16 memory[];
-    __shared__ __align__(8) unsigned long long there[2][PARTS];
+    __shared__ __align__(8) unsigned long long there[2][PAIRS];
     __shared__ float fade[HEADS], top_of[HEADS], total_of[HEADS];
     __shared__ int moved[4];
     bf16 *queries = memory + (1024 - in_shared(memory) % 1024) % 1024 / 2, *keys = queries + MATRIX;
     bf16 *shares = keys + 2 * MATRIX;
-    int worker = blockIdx.y, workers = gridDim.y, first = 0, all = 0, group = threadIdx.x / 128;
+    int worker = blockIdx.y, ends, group = threadIdx.x / 128;
     int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, mine = warp * 16 + lane / 4;
     int here = min(HEADS, heads - (int)blockIdx.x * HEADS);
     bool counts = warp * 16 < here;  // whether any of the warp's rows is a head's
-    Way way = share_of(worker, &workers, position, n, &first, &all);
+    Way way = share_of(worker, gridDim.y, position, n, (int *)queries, &ends);
     if (way.left == 0) return;
-    if (threadIdx.x < 2 * PARTS)
+    if (threadIdx.x < 2 * PAIRS)
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 128;" ::"r"(in_shared(there[0] + threadIdx.x)));
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
     if (group == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 120;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 152;");
         for (int i = here * (WIDTH / 8) + threadIdx.x; i < HEADS * (WIDTH / 8); i += 128)
             *(Eight *)(queries + place(i / (WIDTH / 8), i % (WIDTH / 8))) = {};
         for (int i = threadIdx.x; i < PART / 8; i += 128) *(Eight *)(shares + i * 8) = {};
@@ -158,14 +165,14 @@ absorbed(const bf16 *__restrict__ q, const bf16 *__restrict__ turned, const bf16
                 begin_products();
 #pragma unroll
                 for (int part = 0; part < PARTS; part++) {
-                    wait_for(there[done % 2] + part, done / 2 % 2);
-                    show();
+                    if (part % 2 == 0) wait_for(there[done % 2] + part / 2, done / 2 % 2), show();
 #pragma unroll
                     for (int i = 0; i < COLUMNS; i += 16)
                         multiply_keys(scores, describe(queries + part * PART + i, 16, 1024),
                                       describe(held + part * PART + i, 16, 1024), part + i > 0);
                 }
-                end_products();
+                close_group();
+                end_products<0>();
                 asm volatile("" : F32(scores)::"memory");
                 if (counts) {
                     if (tile * KEYS + KEYS - 1 > way.last) {
@@ -197,27 +204,30 @@ absorbed(const bf16 *__restrict__ q, const bf16 *__restrict__ turned, const bf16
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
         Way ahead = way;  // of the keys that are fetched
         int fetched = 0, half = group - 1;
-        auto fetch_next = [&]() {
-            if (ahead.left <= 0) return;
-            const bf16 *from = kept + ((long long)slot[ahead.token] * length + ahead.tile * KEYS) * WIDTH;
-            fetch_keys(keys + fetched % 2 * MATRIX, from, there[fetched % 2], half * (PARTS / 2),
-                       half ? PARTS : PARTS / 2);
-            fetched++, ahead.left--, ahead.tile++;
-            if (ahead.tile == ahead.tiles && ahead.left > 0) ahead.token++, ahead.tile = 0, ahead.look(position);
+        const bf16 *from = kept + ((long long)slot[ahead.token] * length + ahead.tile * KEYS) * WIDTH;
+        auto fetch_next = [&](int begin, int end) {
+            if (ahead.left > 0) fetch_keys(keys + fetched % 2 * MATRIX, from, there[fetched % 2], begin, end);
         };
-        fetch_next();
-        fetch_next();
+        auto go_ahead = [&]() {
+            fetched++, ahead.left--, ahead.tile++, from += KEYS * WIDTH;
+            if (ahead.tile < ahead.tiles || ahead.left <= 0) return;
+            ahead.token++, ahead.tile = 0, ahead.look(position);
+            from = kept + (long long)slot[ahead.token] * length * WIDTH;
+        };
+        for (int i = 0; i < 2; i++) {
+            fetch_next(half * 4, half * 4 + 4 + half);
+            go_ahead();
+        }
         float sums[HALF / 2];
         for (int done = 0, turn = 0; way.left > 0; way.next(position), turn++) {
             float top[2] = {0, 0}, total[2] = {1, 1};
             for (int tile = way.tile; tile < way.end; tile++, done++) {
                 const bf16 *held = keys + done % 2 * MATRIX + half * (PARTS / 2) * PART;
                 meet(READY, THREADS);
-                for (int part = 0; part < PARTS / 2; part++)
-                    wait_for(there[done % 2] + half * (PARTS / 2) + part, done / 2 % 2);
+                for (int pair = 0; pair < 2; pair++) wait_for(there[done % 2] + half * 2 + pair, done / 2 % 2);
                 show();
                 if (counts && moved[warp] && tile > way.tile) {
                     float by[2] = {fade[mine], fade[mine + 8]};
@@ -230,22 +240,30 @@ absorbed(const bf16 *__restrict__ q, const bf16 *__restrict__ turned, const bf16
                 }
                 begin_products();
 #pragma unroll
-                for (int i = 0; i < KEYS; i += 16)
-                    multiply_values(sums, describe(shares + i, 16, 1024), describe(held + i * COLUMNS, 2 * PART, 1024),
-                                    i > 0 || tile > way.tile);
-                end_products();
-                asm volatile("" : F128(sums)::"memory");
+                for (int c = 0; c < 2; c++) {
+#pragma unroll
+                    for (int i = 0; i < KEYS; i += 16)
+                        multiply_values(sums + 64 * c, describe(shares + i, 16, 1024),
+                                        describe(held + 2 * c * PART + i * COLUMNS, 2 * PART, 1024),
+                                        i > 0 || tile > way.tile);
+                    close_group();
+                }
+                if (half) fetch_next(PARTS - 1, PARTS);  // the turned keys are not values
+                end_products<1>();
+                fetch_next(half * 4, half * 4 + 2);
+                end_products<0>();
+                asm volatile("" : F64(sums)::"memory");
+                asm volatile("" : F64((sums + 64))::"memory");
                 if (tile < way.end - 1 || way.left > way.end - way.tile) come(FREE, THREADS);
-                fetch_next();
+                fetch_next(half * 4 + 2, half * 4 + 4);
+                go_ahead();
             }
             bool whole = way.tile == 0 && way.end == way.tiles;
             int part = 2 * worker + (turn > 0);
             if (threadIdx.x % 128 == 0 && group == 1 && blockIdx.x == 0 && way.tile == 0) {
-                long long behind = (long long)first + way.tiles;
                 int *of = begun + 4 * way.token;
-                of[0] = whole ? -1 : worker, of[1] = part, of[2] = (int)((behind * workers - 1) / all);
+                of[0] = whole ? -1 : worker, of[1] = part, of[2] = ends;
             }
-            first += way.end - way.tile;
             long long of = ((long long)part * gridDim.x + blockIdx.x) * HEADS;
 #pragma unroll
             for (int h = 0; h < 2; h++) {

@@ -33,55 +33,96 @@ extern "C" __global__ void keep(bf16 *q, const bf16 *both, const float *weight, 
     }
 }
 
-#define RANK 512   // as in absorbed.cu
+#define RANK 512  // as in absorbed.cu
 #define HEADS 64
 #define LOWEST -1e30f
-#define JOINERS 4  // groups of 128 threads that share a token's parts
+#define JOINERS 4  // groups of 128 threads
+#define FEW 4      // parts up to which a group does not share them with the others
 #define MOST 256   // parts of a token: there are no more workers
 
-// The parts of a token's sums become one: a block for a token and `each` heads, one after another.
-extern "C" __global__ void join(const float *__restrict__ parts, const float *__restrict__ tops,
-                                const int *__restrict__ begun, bf16 *__restrict__ out, int heads, int each) {
-    __shared__ float weight[MOST], all;
+// Where a token's parts lie: the first one, and the others by the number of their workers.
+struct Parts {
+    long long first, rest, step;
+    int count;
+
+    __device__ __forceinline__ long long operator[](int i) const { return i ? rest + 2 * i * step : first; }
+};
+
+// Four values of a row become those of the token.
+__device__ __forceinline__ void put(bf16 *out, float4 sum, float all) {
+    float by = 1 / all;
+    uint2 both = {narrow_both(sum.x * by, sum.y * by), narrow_both(sum.z * by, sum.w * by)};
+    *(uint2 *)out = both;
+}
+
+__device__ __forceinline__ void add(float4 &sum, float weight, float4 more) {
+    sum.x += weight * more.x, sum.y += weight * more.y, sum.z += weight * more.z, sum.w += weight * more.w;
+}
+
+// A head's few parts, by 128 threads.
+__device__ __forceinline__ void join_few(const float *parts, const float *tops, const Parts &at, int head, bf16 *out) {
+    float top[FEW], total[FEW], highest = LOWEST, all = 0;
+    float4 some[FEW], sum = {};
+#pragma unroll
+    for (int i = 0; i < FEW; i++) {
+        if (i >= at.count) continue;
+        top[i] = tops[2 * (at[i] + head)], total[i] = tops[2 * (at[i] + head) + 1];
+        some[i] = *(const float4 *)(parts + (at[i] + head) * RANK + threadIdx.x % 128 * 4);
+    }
+#pragma unroll
+    for (int i = 0; i < FEW; i++) if (i < at.count) highest = fmaxf(highest, top[i]);
+#pragma unroll
+    for (int i = 0; i < FEW; i++) {
+        if (i >= at.count) continue;
+        float weight = power_of_two(top[i] - highest);
+        all += weight * total[i];
+        add(sum, weight, some[i]);
+    }
+    put(out + threadIdx.x % 128 * 4, sum, all);
+}
+
+// Many, by the whole block.
+__device__ __forceinline__ void join_many(const float *parts, const float *tops, const Parts &at, int head, bf16 *out) {
+    __shared__ float weights[MOST], all;
     __shared__ float4 some[JOINERS][128];
-    const int *of = begun + 4 * blockIdx.x;
-    int worker = of[0], count = of[2] - worker + 1, thread = threadIdx.x % 128, joiner = threadIdx.x / 128;
-    if (worker < 0) return;
-    long long step = (long long)((heads + HEADS - 1) / HEADS) * HEADS, begin = of[1] * step, rest = 2 * worker * step;
-    for (int head = blockIdx.y * each; head < min(heads, (int)(blockIdx.y + 1) * each); head++) {
-        if (joiner == 0) {  // the parts' weights
-            if (thread < 32) {
-                float highest = LOWEST, sum = 0;
-                for (int i = thread; i < count; i += 32)
-                    highest = fmaxf(highest, weight[i] = tops[2 * ((i ? rest + 2 * i * step : begin) + head)]);
-                for (int s = 16; s; s >>= 1) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, s));
-                for (int i = thread; i < count; i += 32) {
-                    weight[i] = power_of_two(weight[i] - highest);
-                    sum += weight[i] * tops[2 * ((i ? rest + 2 * i * step : begin) + head) + 1];
-                }
-                for (int s = 16; s; s >>= 1) sum += __shfl_xor_sync(~0u, sum, s);
-                if (thread == 0) all = sum;
-            }
-        }
-        __syncthreads();
-        float4 sum = {};
+    int thread = threadIdx.x % 128, joiner = threadIdx.x / 128;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        float highest = LOWEST, sum = 0;
+        for (int i = thread; i < at.count; i += 32)
+            highest = fmaxf(highest, weights[i] = tops[2 * (at[i] + head)]);
+        for (int s = 16; s; s >>= 1) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, s));
+        for (int i = thread; i < at.count; i += 32)
+            sum += (weights[i] = power_of_two(weights[i] - highest)) * tops[2 * (at[i] + head) + 1];
+        for (int s = 16; s; s >>= 1) sum += __shfl_xor_sync(~0u, sum, s);
+        if (thread == 0) all = sum;
+    }
+    __syncthreads();
+    float4 sum = {};
 #pragma unroll 8
-        for (int i = joiner; i < count; i += JOINERS) {
-            float4 more = *(const float4 *)(parts + ((i ? rest + 2 * i * step : begin) + head) * RANK + 4 * thread);
-            sum.x += weight[i] * more.x, sum.y += weight[i] * more.y;
-            sum.z += weight[i] * more.z, sum.w += weight[i] * more.w;
-        }
-        some[joiner][thread] = sum;
-        __syncthreads();
-        if (joiner == 0) {
-            for (int j = 1; j < JOINERS; j++) {
-                float4 more = some[j][thread];
-                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
-            }
-            float by = 1 / all;
-            uint2 both = {narrow_both(sum.x * by, sum.y * by), narrow_both(sum.z * by, sum.w * by)};
-            *(uint2 *)(out + ((long long)blockIdx.x * heads + head) * RANK + 4 * thread) = both;
-        }
-        __syncthreads();
+    for (int i = joiner; i < at.count; i += JOINERS)
+        add(sum, weights[i], *(const float4 *)(parts + (at[i] + head) * RANK + thread * 4));
+    some[joiner][thread] = sum;
+    __syncthreads();
+    if (joiner) return;
+    for (int j = 1; j < JOINERS; j++) add(sum, 1, some[j][thread]);
+    put(out + thread * 4, sum, all);
+}
+
+// The parts of a token's sums become one: a block for a token and `each` heads.
+extern "C" __global__ void __launch_bounds__(128 * JOINERS, 2)
+join(const float *__restrict__ parts, const float *__restrict__ tops, const int *__restrict__ begun,
+     bf16 *__restrict__ out, int heads, int each) {
+    const int *of = begun + 4 * blockIdx.x;
+    int worker = of[0], end = min(heads, (int)(blockIdx.y + 1) * each);
+    if (worker < 0) return;
+    long long step = (long long)((heads + HEADS - 1) / HEADS) * HEADS;
+    Parts at = {of[1] * step, 2 * worker * step, step, of[2] - worker + 1};
+    out += (long long)blockIdx.x * heads * RANK;
+    if (at.count <= FEW) {
+        for (int head = blockIdx.y * each + threadIdx.x / 128; head < end; head += JOINERS)
+            join_few(parts, tops, at, head, out + head * RANK);
+    } else {
+        for (int head = blockIdx.y * each; head < end; head++) join_many(parts, tops, at, head, out + head * RANK);
     }
 }

@@ -143,7 +143,7 @@ class Absorbed:
         a view whose last values are neighbours, kept `[slots, length, rank + rotary_dim]`, all uint16; slot and
         position `[n]` int32. Sums are cut where work is shared out, so that a batch has a part in the last bits."""
         (n, heads, _), (step, apart, _) = q.shape, turned.strides
-        begun, each = cupy.empty((n, 4), np.int32), max(1, n * heads // JOINS)
+        begun, each = cupy.empty((n, 4), np.int32), 1 if n * heads <= JOINS else 4 * -(-n * heads // (4 * JOINS))
         launch("absorbed.absorbed", (self._tiles, self._workers), q, turned, kept, slot, position, out, self._parts,
                self._tops, begun, n, heads, kept.shape[1], step // 2, apart // 2, self._scale, threads=384,
                shared=SHARED)

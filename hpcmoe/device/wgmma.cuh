@@ -3,18 +3,15 @@
 #define F4(o, i) "+f"(o[i]), "+f"(o[i + 1]), "+f"(o[i + 2]), "+f"(o[i + 3])
 #define F16(o, i) F4(o, i), F4(o, i + 4), F4(o, i + 8), F4(o, i + 12)
 #define F32(o) F16(o, 0), F16(o, 16)
-#define F128(o) F16(o, 0), F16(o, 16), F16(o, 32), F16(o, 48), F16(o, 64), F16(o, 80), F16(o, 96), F16(o, 112)
+#define F64(o) F16(o, 0), F16(o, 16), F16(o, 32), F16(o, 48)
 #define NAMES32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NAMES128 \
+#define NAMES64 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
     "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
-    "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
-    "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, " \
-    "%101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, " \
-    "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+    "%62, %63"
 
 __device__ __forceinline__ unsigned in_shared(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
 
@@ -32,18 +29,21 @@ __device__ __forceinline__ void multiply_keys(float *scores, unsigned long long 
                  : F32(scores) : "l"(q), "l"(k), "r"(add));
 }
 
-// Sums [64, 256]: += shares times values of 16 keys.
+// Sums [64, 128]: += shares times values of 16 keys.
 __device__ __forceinline__ void multiply_values(float *sums, unsigned long long p, unsigned long long v, int add) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" NAMES128 "}, %128, %129, p, 1, 1, 0, 1;\n}"
-                 : F128(sums) : "l"(p), "l"(v), "r"(add));
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES64 "}, %64, %65, p, 1, 1, 0, 1;\n}"
+                 : F64(sums) : "l"(p), "l"(v), "r"(add));
 }
 
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
+// Products since the last call are a group; all are waited for but the last `later` groups.
+__device__ __forceinline__ void close_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+template <int later>
 __device__ __forceinline__ void end_products() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(later) : "memory");
 }
 
 // What threads have written to shared memory is there for the tensor cores.

@@ -26,13 +26,16 @@ from hpcmoe.exchange.watch import Unwatched  # noqa: E402
 from hpcmoe.files.drawn import Drawn  # noqa: E402
 from hpcmoe.model.heads import cut  # noqa: E402
 from hpcmoe.slots import Shard, held_by, shard_of  # noqa: E402
-from hpcmoe.spec import Attention, Dense, ModelSpec, Moe  # noqa: E402
+from hpcmoe.spec import Attention, Dense, Latent, ModelSpec, Moe  # noqa: E402
 from hpcmoe.types import Batch, Span  # noqa: E402
 
 MODEL = ModelSpec("planned", 4, 1024, 32000, 4096, Attention(16, 4, 64, qk_norm="head"), Dense(2816, 1),
                   Moe(4, 2, 1408, shared_hidden=1408, shared_gate=True))
-MODELS = {"one": replace(MODEL, moe=Moe(1, 1, 2816)), "some": MODEL, "dense": replace(MODEL, moe=None,
-                                                                                     dense=Dense(2816, 4))}
+MODELS = {"one": replace(MODEL, moe=Moe(1, 1, 2816)), "some": MODEL,
+          "dense": replace(MODEL, moe=None, dense=Dense(2816, 4)),
+          "latent": replace(MODEL, attention=Attention(32, 32, 64, latent=Latent(512, 64, 64, 384))),
+          "sinks": replace(MODEL, attention=Attention(16, 4, 64, sinks=True, bias=True, output_bias=True),
+                           moe=Moe(4, 2, 1408, expert_bias=True, limit=7))}
 SLOTS, TOKENS, LENGTH = 8, 2048, 1024
 
 

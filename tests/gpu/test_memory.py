@@ -27,7 +27,8 @@ LENGTHS = [3, 8, 1, 5, 2, 7, 4, 6, 3, 9, 2, 4]
 @pytest.mark.parametrize(("ranks", "shards"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize(("model", "mode", "answers"), [
     ("some", "alltoallv", "generate"), ("some", "alltoallv", "score"), ("some", "persistent", "generate"),
-    ("one", "alltoallv", "generate"), ("dense", "alltoallv", "score")])
+    ("one", "alltoallv", "generate"), ("dense", "alltoallv", "score"), ("latent", "alltoallv", "generate"),
+    ("latent", "alltoallv", "score"), ("sinks", "alltoallv", "generate")])
 def test_no_more_is_taken_than_planned(model, mode, answers, ranks, shards, capsys):
     ended = mpiexec(ranks, str(HERE / "taken.py"), model, mode, answers, str(shards))
     assert ended.returncode == 0, ended.stderr
