@@ -17,8 +17,8 @@ from hpcmoe.kernels import rows
 from hpcmoe.spec import Latent
 
 pytestmark = [pytest.mark.gpu, pytest.mark.mpi]
-FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike", "deepseek_v2", "deepseek_v3",
-            "glm4_moe", "gpt_oss"]
+FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike", "deepseek_v2",
+            "deepseek_v2_lite", "deepseek_v3", "glm4_moe", "glm4_moe_plain", "gpt_oss"]
 NEAR = 1e-2
 """Relative error of logits against float32, as norms,"""
 SLACK = 1.25
