@@ -9,7 +9,8 @@ import click
 from hpcmoe import __version__
 from hpcmoe.errors import INTERNAL, HpcmoeError, JobError
 from hpcmoe.launch import INTERRUPTED
-from hpcmoe.launcher import rank_by_launcher, report
+from hpcmoe.launcher import rank_by_launcher
+from hpcmoe.launcher import report as say
 from hpcmoe.paths import check_output
 from hpcmoe.report.benches import FILE, bench
 
@@ -207,6 +208,23 @@ def show(file: Path, limit: int) -> None:
     page.show(file, limit)
 
 
+@cli.command(short_help="Make a page with figures of finished runs.")
+@click.argument("outputs", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, help="The .html to write; without it beside the first file: out.report.html.")
+@click.option("--text", "only_text", is_flag=True, help="Print the tables, and write nothing.")
+@click.option("--roof", metavar="FLOPS,BYTES", help="What a rank's device can do, FLOP/s and bytes/s of its memory, as "
+                                                    "400e12,1.8e12: draws the roofline.")
+def report(outputs: tuple[Path, ...], output: Path | None, only_text: bool, roof: str | None) -> None:
+    """Tell what the runs came to whose results are OUTPUTS: tables here, and a page with figures that needs no
+    network, its pictures beside it as PNG.
+
+    Of two runs it says what changed and what that did, of several of one job how speed grows with the ranks.
+    """
+    from hpcmoe.report import report as page
+    from hpcmoe.report.roofline import roof as parse
+    page.report(outputs, output, only_text, parse(roof) if roof is not None else None)
+
+
 @cli.command(short_help="Print every key of a job file.")
 def keys() -> None:
     """Print every key of a job file with its default and its meaning."""
@@ -250,7 +268,7 @@ def main() -> None:
 
 def _end(line: str, code: int) -> None:
     if rank_by_launcher() == 0:  # all ranks read the same command line
-        report(line)
+        say(line)
     sys.exit(code)
 
 

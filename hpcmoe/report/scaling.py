@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hpcmoe import paths, shard
 from hpcmoe.errors import JobError
 from hpcmoe.files import h5, place, results, vet
-from hpcmoe.report import text
+from hpcmoe.report import style, text
 
 KINDS = ("strong", "weak")
 """The same prompts on more ranks; or as many more prompts."""
 NOTES = {"strong": "the same prompts on all", "weak": "prompts in proportion to the ranks"}
 FORMATS = (".png", ".pdf", ".svg")
+COLUMNS = (">hosts", ">ranks", ">prompts", ">tokens", ">time", ">tokens/s", ">speedup", ">efficiency",
+           ">exchange exposed")
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,9 @@ def bench_scaling(sources: Sequence[Path], plot: Path | None) -> None:
     out = text.console()
     for kind, runs in found.items():
         out.print(f"{kind.capitalize()} scaling, {NOTES[kind]}; seconds are those of all steps, without loading")
-        grid = text.table(">hosts", ">ranks", ">prompts", ">tokens", ">time", ">tokens/s", ">speedup", ">efficiency",
-                          ">exchange exposed")
-        for run in runs:
-            grid.add_row(str(run.hosts), str(run.ranks), str(run.prompts), f"{run.tokens:,}", text.seconds(run.seconds),
-                         f"{run.rate:.1f}", f"{run.rate / runs[0].rate:.2f}", f"{100 * efficiency(run, runs[0]):.0f} %",
-                         f"{100 * run.exposed / max(run.seconds, 1e-9):.0f} %")
+        grid = text.table(*COLUMNS)
+        for row in rows(runs):
+            grid.add_row(*row)
         out.print(grid)
         out.print()
     if plot and find_spec("matplotlib"):
@@ -63,6 +63,13 @@ def bench_scaling(sources: Sequence[Path], plot: Path | None) -> None:
     elif plot:
         out.print("matplotlib is not installed, so there is no plot: pip install 'hpcmoe[plot]', and give the same "
                   "command again")
+
+
+def rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """A row of `COLUMNS` for each run; the first one is what the others are compared with."""
+    return [(str(run.hosts), str(run.ranks), str(run.prompts), f"{run.tokens:,}", text.seconds(run.seconds),
+             f"{run.rate:.1f}", f"{run.rate / max(runs[0].rate, 1e-9):.2f}", f"{100 * efficiency(run, runs[0]):.0f} %",
+             f"{100 * run.exposed / max(run.seconds, 1e-9):.0f} %") for run in runs]
 
 
 def read(path: Path) -> Run:
@@ -105,12 +112,18 @@ def draw(found: dict[str, list[Run]], path: Path) -> None:
     """Tokens/s and efficiency by ranks. Raises `JobError` where the file cannot be written."""
     from matplotlib.figure import Figure  # without pyplot, which would look for a screen
     figure = Figure(figsize=(9, 4), layout="constrained")
-    speed, share = figure.subplots(1, 2)
-    for (kind, runs), marker in zip(found.items(), "os"):
-        ranks = [run.ranks for run in runs]
-        line, = speed.loglog(ranks, [run.rate for run in runs], marker=marker, label=f"{kind} scaling")
-        speed.loglog(ranks, [runs[0].rate * n / ranks[0] for n in ranks], "--", color=line.get_color(), alpha=0.5)
-        share.semilogx(ranks, [100 * efficiency(run, runs[0]) for run in runs], marker=marker, label=f"{kind} scaling")
+    curves(found, *figure.subplots(1, 2))
+    with place.writing(path, "wb") as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+
+
+def curves(found: dict[str, list[Run]], speed: Any, share: Any) -> None:
+    """Tokens/s and efficiency on axes of their own."""
+    for (kind, runs), marker, color in zip(found.items(), "os", (style.BLUE, style.RED)):
+        ranks, name = [run.ranks for run in runs], f"{kind} scaling"
+        speed.loglog(ranks, [run.rate for run in runs], marker=marker, color=color, label=name)
+        speed.loglog(ranks, [runs[0].rate * n / ranks[0] for n in ranks], "--", color=color, alpha=0.5)
+        share.semilogx(ranks, [100 * efficiency(run, runs[0]) for run in runs], marker=marker, color=color, label=name)
     every = sorted({run.ranks for runs in found.values() for run in runs})
     for axes, name in ((speed, "tokens/s (dashed: in proportion)"), (share, "efficiency (%)")):
         axes.set_xticks(every, [str(n) for n in every], minor=False)
@@ -120,5 +133,3 @@ def draw(found: dict[str, list[Run]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     share.set_ylim(bottom=0)
-    with place.writing(path, "wb") as file:
-        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)

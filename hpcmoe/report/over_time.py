@@ -1,0 +1,131 @@
+"""Figures along the time of a run: throughput, latency, imbalance."""
+
+from typing import Any
+
+import numpy as np
+
+from hpcmoe.report import bins, style, text
+from hpcmoe.report.blocks import SHOWN, Block, Grid, Picture
+from hpcmoe.report.measured import Measured
+
+PERCENTILES = (50, 90, 95, 99, 100)
+
+
+def throughput(run: Measured) -> Block:
+    """Tokens/s over the time in steps."""
+    title, steps = "Throughput", run.steps
+    if not run.seconds:
+        return Block(title, "left out: no step took any time.")
+    at = bins.edges(steps.wall)
+    new, computed = (bins.over(bins.spread(n, steps.wall, at), at) for n in (steps.chosen, steps.tokens))
+    word, starts = "scored" if run.scored else "new", _starts(run)
+    wide = np.linspace(0.0, run.seconds, min(len(steps.wall), SHOWN) + 1)
+    coarse = [bins.over(bins.spread(n, steps.wall, wide), wide) for n in (steps.chosen, steps.tokens)]
+    rows = tuple((f"{text.seconds(begin)} to {text.seconds(end)}", f"{a:,.1f}", f"{b:,.1f}")
+                 for begin, end, a, b in zip(wide, wide[1:], *coarse))
+    ends = coarse[0][0], coarse[0][-1]
+    says = (f"{run.rate:,.1f} {word} tokens/s on average over {text.plural(len(steps.wall), 'step')} and "
+            f"{text.seconds(run.seconds)}, {run.rate / run.ranks:,.1f} a rank; {ends[0]:,.1f} in the first "
+            f"{_part(len(rows))} of the time, {ends[1]:,.1f} in the last. Computed tokens, prompts included: "
+            f"{int(steps.tokens.sum()) / run.seconds:,.1f} tokens/s.")
+    if len(starts):
+        says += f" The job was started {len(starts) + 1} times; dotted lines are later starts."
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.stairs(computed, at, color=style.ORANGE, label="computed", fill=True, alpha=0.45)
+        axes.stairs(new, at, color=style.BLUE, label=word, linewidth=1.5)
+        for start in starts:
+            axes.axvline(start, color=style.GREY, linestyle=":", linewidth=1)
+        axes.set(xlabel="time in steps (s)", ylabel="tokens/s", xlim=(0, run.seconds), ylim=(0, None))
+        style.above(axes)
+    return Block(title, says, Grid(("time in steps", f">{word} tokens/s", ">computed tokens/s"), rows),
+                 Picture("throughput", f"Line of tokens per second over {text.seconds(run.seconds)}: {run.rate:,.1f} "
+                         f"{word} tokens/s on average, {ends[0]:,.1f} at first, {ends[1]:,.1f} at last.", draw))
+
+
+def _part(count: int) -> str:
+    return f"{count}th" if count > 3 else {1: "whole", 2: "half", 3: "third"}[count]
+
+
+def _starts(run: Measured) -> np.ndarray:
+    """Seconds at which each start but the first began."""
+    ends = np.cumsum(run.steps.wall)
+    return ends[np.flatnonzero(np.diff(run.steps.attempt))]
+
+
+def latencies(run: Measured) -> list[float]:
+    """Seconds of the steps in which tokens were made, at `PERCENTILES` of the tokens."""
+    return [bins.percentile(run.steps.wall, run.steps.chosen, p / 100) for p in PERCENTILES]
+
+
+def latency(run: Measured) -> Block:
+    """How long a token takes."""
+    title, steps = "Latency of a token", run.steps
+    made = steps.chosen > 0
+    if run.scored or not made.any():
+        return Block(title, "left out: " + ("prompts were scored, so no token waited for the one before it."
+                                            if run.scored else "no tokens were made."))
+    found = latencies(run)
+    rows = tuple((f"{p} %" if p < 100 else "all", text.seconds(span)) for p, span in zip(PERCENTILES, found))
+    says = (f"half of the new tokens took {text.seconds(found[0])} or less, 99 % {text.seconds(found[3])}, the slowest "
+            f"{text.seconds(found[4])}. A sequence gets one token a step, so a token takes as long as its step, on the "
+            "slowest rank. How long prompts waited for their first token is not recorded.")
+    order = np.argsort(steps.wall[made])
+    spans = steps.wall[made][order] * 1e3
+    shares = 100 * np.cumsum(steps.chosen[made][order]) / steps.chosen.sum()
+    some = np.unique(np.concatenate([bins.groups(len(spans), 4 * bins.MOST), [len(spans) - 1]]))
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.step(np.concatenate([[spans[0]], spans[some]]), np.concatenate([[0.0], shares[some]]), where="post",
+                  color=style.BLUE)
+        for p, span, marker in zip(PERCENTILES, found, "osD^v"):
+            name = f"{p} %: {text.seconds(span)}" if p < 100 else f"slowest: {text.seconds(span)}"
+            axes.plot(span * 1e3, p, marker, color=style.RED, label=name, clip_on=False)
+        axes.set(xlabel="time of a token (ms)", ylabel="tokens that took no longer (%)", ylim=(0, 100))
+        axes.legend(loc="lower right")
+        if spans[-1] > 20 * spans[0] > 0:
+            axes.set_xscale("log")
+    return Block(title, says, Grid(("share of the tokens", ">took at most"), rows),
+                 Picture("latency", "Rising line, the share of tokens by the time that they took: half within "
+                         f"{text.seconds(found[0])}, 99 % within {text.seconds(found[3])}, all within "
+                         f"{text.seconds(found[4])}.", draw))
+
+
+def imbalance(run: Measured) -> Block:
+    """How uneven the ranks' work was, step by step."""
+    title, known = "Imbalance by step", np.flatnonzero(~np.isnan(run.uneven))
+    if run.ranks == 1 or not len(known):
+        return Block(title, "left out: " + ("one rank has nobody to wait for." if run.ranks == 1 else
+                                            "no step spent time in experts."))
+    uneven = run.uneven[known]
+    median, high, worst = (float(np.percentile(uneven, p)) for p in (50, 95, 100))
+    first, least, middle, largest = bins.extremes(uneven)
+    rows = tuple((f"{known[a]} to {known[b - 1]}", f"{uneven[a:b].min():.2f}", f"{np.median(uneven[a:b]):.2f}",
+                  f"{uneven[a:b].max():.2f}") for a, b in _spans(len(uneven)))
+    says = (f"the slowest rank spent {median:.2f} times as long in its experts as the ranks on average (median of the "
+            f"steps; 95 % stayed below {high:.2f}, the worst had {worst:.2f}); 1 is even. It is a ratio of seconds: a "
+            "slower device counts as much as more rows.")
+    if len(first) < len(known):
+        says += f" The picture shows the least, median and largest of each {len(known) / len(first):.0f} steps or so."
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        if len(first) < len(known):
+            axes.fill_between(known[first], least, largest, color=style.BLUE, alpha=0.25, step="mid", linewidth=0,
+                              label="least to largest")
+        axes.step(known[first], middle, color=style.BLUE, where="mid", label="median" if len(first) < len(known) else
+                  "slowest rank / mean")
+        axes.axhline(1, color=style.GREY, linestyle="--", linewidth=1, label="even")
+        axes.set(xlabel="step", ylabel="slowest rank / mean, in experts")
+        style.whole(axes.xaxis)
+        style.above(axes, 3)
+    return Block(title, says, Grid(("steps", ">least", ">median", ">largest"), rows),
+                 Picture("imbalance", f"Line over the steps of the slowest rank's time over the mean: median {median:.2f}"
+                         f", 95 % below {high:.2f}, at worst {worst:.2f}.", draw))
+
+
+def _spans(count: int) -> list[tuple[int, int]]:
+    first = bins.groups(count, SHOWN).tolist()
+    return list(zip(first, [*first[1:], count]))

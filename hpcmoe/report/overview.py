@@ -1,0 +1,62 @@
+"""The table that a report begins with: what each run was, and what it came to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hpcmoe.report import text
+from hpcmoe.report.blocks import Block, Grid
+from hpcmoe.report.measured import Measured
+from hpcmoe.report.over_time import latencies
+
+NAMED = 4
+"""Hosts that are named."""
+BESIDE = 3
+"""Runs that stand beside each other; more stand below each other."""
+
+
+def facts(run: Measured) -> dict[str, str]:
+    """What a run came to, by what it is."""
+    sums, word = run.steps.traffic.total(), "scored" if run.scored else "new"
+    spans = latencies(run)
+    uneven = run.uneven[~np.isnan(run.uneven)]
+    return {
+        "file": str(run.path), "made": run.created, "ranks": str(run.ranks), "hosts": hosts(run.hosts),
+        "experts per rank and layer": str(run.slots),
+        "answers": f"{len(run.lengths):,} ({', '.join(f'{n:,} {why}' for why, n in sorted(run.stops.items()))})",
+        f"{word} tokens": f"{run.new:,}", "computed tokens": f"{int(run.steps.tokens.sum()):,}",
+        "time in steps": f"{text.seconds(run.seconds)}, {text.plural(len(run.steps.wall), 'step')}",
+        f"{word} tokens/s": f"{run.rate:,.1f}", f"{word} tokens/s of a rank": f"{run.rate / run.ranks:,.2f}",
+        "token latency, 50 and 99 %": "" if run.scored or np.isnan(spans[0]) else
+        f"{text.seconds(spans[0])}, {text.seconds(spans[3])}",
+        "exchange exposed": f"{text.seconds(float(sums.exposed))}, {100 * float(sums.hidden):.0f} % hidden"
+        if sums.seconds else "", "slowest rank / mean, in experts":
+        f"{np.median(uneven):.2f} (median step)" if len(uneven) and run.ranks > 1 else "",
+        "versions": run.versions}
+
+
+def hosts(names: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    found = sorted(set(names))
+    more = ", …" if len(found) > NAMED else ""
+    return f"{len(found)} ({', '.join(found[:NAMED])}{more})"
+
+
+def summary(runs: Sequence[Measured]) -> Block:
+    """Facts of all runs."""
+    each = [facts(run) for run in runs]
+    wanted = [name for name in dict.fromkeys(name for one in each for name in one)
+              if any(one.get(name) for one in each)]
+    if len(runs) <= BESIDE:
+        columns = ("", *(titles(runs)))
+        rows = tuple((name, *(one.get(name, "") for one in each)) for name in wanted)
+    else:
+        wanted = [name for name in wanted if name != "versions"]
+        columns = ("", *wanted)
+        rows = tuple((title, *(one.get(name, "") for name in wanted)) for title, one in zip(titles(runs), each))
+    return Block("Summary", "", Grid(columns, rows))
+
+
+def titles(runs: Sequence[Measured]) -> list[str]:
+    """What runs are called in tables and pictures."""
+    return ["this run"] if len(runs) == 1 else [f"run {n}" for n in range(1, len(runs) + 1)]
