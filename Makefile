@@ -43,7 +43,7 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help run test test-unit test-mpi test-openmpi test-launch test-slurm test-long test-gpu bench-gpu bench-overlap \
-	bench-commit bench-shrink bench-topology bench-twohop bench-plan soak fuzz lint clean slurm again
+	bench-commit bench-shrink bench-topology bench-twohop bench-plan soak fuzz lint clean slurm browser again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -74,10 +74,10 @@ build/demo/prompts.h5: inputs/prompts.jsonl $(MODEL)
 
 WHEELS = .venv/smollm2.gguf .venv-openmpi/smollm2.gguf
 
-test: $(WHEELS) slurm ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs, Slurm
+test: $(WHEELS) slurm browser ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs, Slurm
 	@$(RUNNER) --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch --slurm $(ARGS)
 
-test-unit: .venv/smollm2.gguf ## tests in one process
+test-unit: .venv/smollm2.gguf browser ## tests in one process
 	@$(RUNNER) --unit $(ARGS)
 
 test-mpi: .venv/smollm2.gguf ## MPI tests at 1, 2, 4 and 16 ranks
@@ -171,6 +171,9 @@ GGUF = import importlib.util, pathlib; \
 
 slurm: .venv/stamp
 	@.venv/bin/python tests/slurm/install.py
+
+browser: .venv/stamp
+	@.venv/bin/python tests/browser.py
 
 .venv/gpu: .venv/stamp
 	@echo "installing CuPy and NVIDIA's libraries into $(@D), once"

@@ -210,7 +210,7 @@ def show(file: Path, limit: int) -> None:
 
 @cli.command(short_help="Make a page with figures of finished runs.")
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
-@click.option("-o", "--output", type=FILE, help="The .html to write; without it beside the first file: out.report.html.")
+@click.option("-o", "--output", type=FILE, help="The .html to write; without it out.report.html beside the first file.")
 @click.option("--text", "only_text", is_flag=True, help="Print the tables, and write nothing.")
 @click.option("--roof", metavar="FLOPS,BYTES", help="What a rank's device can do, FLOP/s and bytes/s of its memory, as "
                                                     "400e12,1.8e12: draws the roofline.")

@@ -9,14 +9,14 @@ CELLS = 512
 
 
 def edges(wall: np.ndarray) -> np.ndarray:
-    """`[n + 1]` float64 seconds: bins of the time that steps of wall `[steps]` took, one a step, or `MOST` equal ones."""
+    """`[n + 1]` float64 seconds: bins of the time that steps took, wall `[steps]`; one a step, or `MOST` equal ones."""
     ends = np.concatenate([[0.0], np.cumsum(wall)])
     return ends if len(wall) <= MOST else np.linspace(0.0, ends[-1], MOST + 1)
 
 
 def spread(values: np.ndarray, wall: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """`[n]` float64: sums of values `[steps]` in the bins between at `[n + 1]`. A step gives each bin its share by time;
-    none is lost."""
+    """`[n]` float64: sums of values `[steps]` in the bins between at `[n + 1]`. A step gives each bin its share by
+    time; none is lost."""
     ends = np.concatenate([[0.0], np.cumsum(wall)])
     so_far = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     if len(at) == len(ends) and np.array_equal(at, ends):
@@ -33,7 +33,7 @@ def over(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def groups(count: int, most: int = MOST) -> np.ndarray:
-    """`[n]` int64: where each of `most` groups of neighbours begins, of `count` values; each its own where they are few."""
+    """`[n]` int64: where each of `most` groups of neighbours begins, of `count` values; few are each their own."""
     return np.unique(np.arange(min(count, most), dtype=np.int64) * count // max(min(count, most), 1))
 
 

@@ -1,5 +1,6 @@
 """Two runs beside each other: what changed, and what it did."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,14 @@ from hpcmoe.report import style, text
 from hpcmoe.report.blocks import Block, Grid, Picture, Section
 from hpcmoe.report.measured import Measured, flat
 from hpcmoe.report.over_time import latencies
-from hpcmoe.report.overview import hosts
 from hpcmoe.traffic import CLASSES
 from hpcmoe.types import STAGES
 
 SAME = ("output",)
 """Keys of a job whose change says nothing."""
 ABSENT = "(not there)"
+NAMED = 8
+"""Hosts, or parts of versions, that are named."""
 
 
 def compare(one: Measured, two: Measured) -> Section:
@@ -24,22 +26,23 @@ def compare(one: Measured, two: Measured) -> Section:
 
 def _changed(one: Measured, two: Measured) -> Block:
     rows = [(key, _shown(a), _shown(b)) for key, a, b in _keys(one, two)]
-    for what, a, b in (("ranks", str(one.ranks), str(two.ranks)),
-                       ("experts per rank and layer", str(one.slots), str(two.slots)),
-                       ("hosts", hosts(one.hosts), hosts(two.hosts)),
-                       ("answers", f"{len(one.lengths):,}", f"{len(two.lengths):,}"), *_versions(one, two),
-                       *((f"uuid of the {word}", _uuid(one, word), _uuid(two, word)) for word in ("model", "prompts"))):
-        if a != b or (what == "hosts" and sorted(set(one.hosts)) != sorted(set(two.hosts))):
-            rows.append((what, a, b))
+    rows += [(what, a, b) for what, a, b in (
+        ("ranks", str(one.ranks), str(two.ranks)), ("experts per rank and layer", str(one.slots), str(two.slots)),
+        ("hosts", *_only(sorted(set(one.hosts)), sorted(set(two.hosts)))),
+        ("answers", f"{len(one.lengths):,}", f"{len(two.lengths):,}"),
+        ("versions", *_only(one.versions.split(", "), two.versions.split(", "))),
+        ("uuid of the model", _uuid(one, "model"), _uuid(two, "model")),
+        ("uuid of the prompts", _uuid(one, "prompts"), _uuid(two, "prompts"))) if a != b]
     if not rows:
-        return Block("What changed", "nothing that the files tell: same job, model, prompts, versions, hosts and ranks.")
-    some = ", ".join(row[0] for row in rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        return Block("What changed", "nothing that the files tell: job, model, prompts, versions, hosts and ranks are "
+                                     "the same.")
+    some = ", ".join(row[0] for row in rows[:NAMED]) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
     return Block("What changed", f"{some}.", Grid(("what", "run 1", "run 2"), tuple(rows)))
 
 
 def _keys(one: Measured, two: Measured) -> list[tuple[str, object, object]]:
     a, b = flat(one.job), flat(two.job)
-    return [(f"job: {key}", a.get(key, ABSENT), b.get(key, ABSENT)) for key in dict.fromkeys([*a, *b])
+    return [(f"key {key}", a.get(key, ABSENT), b.get(key, ABSENT)) for key in dict.fromkeys([*a, *b])
             if key not in SAME and a.get(key, ABSENT) != b.get(key, ABSENT)]
 
 
@@ -47,11 +50,14 @@ def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else '""' if value == "" else str(value)
 
 
-def _versions(one: Measured, two: Measured) -> list[tuple[str, str, str]]:
-    """The parts of the versions that the other does not have."""
-    a, b = (run.versions.split(", ") for run in (one, two))
-    return [("versions", ", ".join(v for v in a if v not in b) or ABSENT, ", ".join(v for v in b if v not in a) or ABSENT)
-            ] if a != b else []
+def _only(one: list[str], two: list[str]) -> tuple[str, str]:
+    """Of both lists what the other does not have, `NAMED` at most; "" twice where they are the same."""
+    if one == two:
+        return "", ""
+    apart = [[word for word in mine if word not in set(other)] for mine, other in ((one, two), (two, one))]
+    a, b = (", ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "") or ABSENT
+            for words in apart)
+    return a, b
 
 
 def _uuid(run: Measured, word: str) -> str:
@@ -61,44 +67,60 @@ def _uuid(run: Measured, word: str) -> str:
 
 
 def _speed(one: Measured, two: Measured) -> Block:
-    rows: list[tuple[str, str, str, str]] = []
-
-    def add(name: str, a: float, b: float, shown: Any) -> None:
+    rows: list[tuple[str, ...]] = []
+    for name, of, shown in MEASURES:
+        a, b = of(one), of(two)
         if np.isfinite(a) and np.isfinite(b) and (a or b):
-            rows.append((name, shown(a), shown(b), f"x {b / a:.2f}" if a else "new"))
-    both = one, two
-    add("new or scored tokens/s", one.rate, two.rate, lambda v: f"{v:,.1f}")
-    add("the same of a rank", *(run.rate / run.ranks for run in both), lambda v: f"{v:,.2f}")
-    if not (one.scored or two.scored):
-        for name, n in (("token latency, 50 %", 0), ("token latency, 99 %", 3), ("slowest token", 4)):
-            add(name, *(latencies(run)[n] for run in both), text.seconds)
-    add("computed tokens a step", *(float(run.steps.tokens.mean()) if len(run.steps.tokens) else 0.0 for run in both),
-        lambda v: f"{v:,.1f}")
-    sums = [run.steps.traffic.total() for run in both]
-    add("exchange a computed token", *(_each(run, float(s.seconds)) for run, s in zip(both, sums)), _us)
-    add("of it exposed", *(_each(run, float(s.exposed)) for run, s in zip(both, sums)), _us)
-    hidden = [float(s.hidden) if s.seconds else 0.0 for s in sums]
-    add("share that was hidden", *hidden, lambda v: f"{100 * v:.0f} %")
-    for n, name in enumerate(CLASSES):
-        add(f"bytes a token, {name}", *(_each(run, float(s.bytes[n])) for run, s in zip(both, sums)), text.size)
-    add("slowest rank / mean, in experts", *(_median(run) for run in both), lambda v: f"{v:.2f}")
+            rows.append((name, shown(a), shown(b), f"x {b / a:.2f}" if a else ""))
     says = f"run 2 makes {two.rate / one.rate:.2f} times as many tokens/s as run 1 ({two.rate:,.1f} against " \
            f"{one.rate:,.1f})." if one.rate else "run 1 made no tokens."
+    a, b = _exposed(one), _exposed(two)
+    if a or b:
+        says += f" For a computed token a rank waits {_us(b)} for rows, where it was {_us(a)}."
+    a, b = _median(one), _median(two)
+    if np.isfinite(a) and np.isfinite(b):
+        says += f" The slowest rank spends {b:.2f} times as long in experts as the mean, where it was {a:.2f}."
     return Block("What it did", says, Grid(("", ">run 1", ">run 2", ">run 2 / run 1"), tuple(rows)))
 
 
 def _median(run: Measured) -> float:
+    """Of the steps' imbalance; NaN where there is none."""
     known = run.uneven[~np.isnan(run.uneven)]
     return float(np.median(known)) if len(known) and run.ranks > 1 else float("nan")
 
 
 def _each(run: Measured, amount: float) -> float:
-    """Of a computed token; per rank where it is of a rank."""
+    """Of a computed token."""
     return amount / max(int(run.steps.tokens.sum()), 1)
+
+
+def _exposed(run: Measured) -> float:
+    """Seconds of a rank for a computed token."""
+    return _each(run, float(run.steps.traffic.exposed.sum()))
+
+
+def _latency(n: int) -> Callable[[Measured], float]:
+    return lambda run: float("nan") if run.scored else latencies(run)[n]
 
 
 def _us(span: float) -> str:
     return f"{span * 1e6:,.2f} µs"
+
+
+MEASURES: tuple[tuple[str, Callable[[Measured], float], Callable[[float], str]], ...] = (
+    ("new or scored tokens/s", lambda run: run.rate, "{:,.1f}".format),
+    ("the same of a rank", lambda run: run.rate / run.ranks, "{:,.2f}".format),
+    ("token latency, 50 %", _latency(0), text.seconds), ("token latency, 99 %", _latency(3), text.seconds),
+    ("slowest token", _latency(4), text.seconds),
+    ("computed tokens a step", lambda run: int(run.steps.tokens.sum()) / max(len(run.steps.tokens), 1),
+     "{:,.1f}".format),
+    ("exchange a computed token", lambda run: _each(run, float(run.steps.traffic.seconds.sum())), _us),
+    ("of it exposed", _exposed, _us),
+    ("share of it that is hidden", lambda run: float(run.steps.traffic.total().hidden), "{:.0%}".format),
+    *((f"bytes a token, {name}", lambda run, n=n: _each(run, float(run.steps.traffic.bytes[:, n].sum())), text.size)
+      for n, name in enumerate(CLASSES)),
+    ("slowest rank / mean, in experts", _median, "{:.2f}".format))
+"""What is compared: its name, its value, NaN where there is none, and how that is written."""
 
 
 def _stages(one: Measured, two: Measured) -> Block:

@@ -21,27 +21,30 @@ def throughput(run: Measured) -> Block:
     word, starts = "scored" if run.scored else "new", _starts(run)
     wide = np.linspace(0.0, run.seconds, min(len(steps.wall), SHOWN) + 1)
     coarse = [bins.over(bins.spread(n, steps.wall, wide), wide) for n in (steps.chosen, steps.tokens)]
-    rows = tuple((f"{text.seconds(begin)} to {text.seconds(end)}", f"{a:,.1f}", f"{b:,.1f}")
+    rows = tuple((f"{begin:,.2f} to {end:,.2f} s", f"{a:,.1f}", f"{b:,.1f}")
                  for begin, end, a, b in zip(wide, wide[1:], *coarse))
     ends = coarse[0][0], coarse[0][-1]
     says = (f"{run.rate:,.1f} {word} tokens/s on average over {text.plural(len(steps.wall), 'step')} and "
             f"{text.seconds(run.seconds)}, {run.rate / run.ranks:,.1f} a rank; {ends[0]:,.1f} in the first "
             f"{_part(len(rows))} of the time, {ends[1]:,.1f} in the last. Computed tokens, prompts included: "
             f"{int(steps.tokens.sum()) / run.seconds:,.1f} tokens/s.")
+    if len(at) - 1 < len(steps.wall):
+        says += f" The picture shows the averages of {len(at) - 1} equal spans of time."
     if len(starts):
-        says += f" The job was started {len(starts) + 1} times; dotted lines are later starts."
+        says += f" The job was started {len(starts) + 1} times; dotted lines are where it began again."
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        axes.stairs(computed, at, color=style.ORANGE, label="computed", fill=True, alpha=0.45)
-        axes.stairs(new, at, color=style.BLUE, label=word, linewidth=1.5)
-        for start in starts:
-            axes.axvline(start, color=style.GREY, linestyle=":", linewidth=1)
-        axes.set(xlabel="time in steps (s)", ylabel="tokens/s", xlim=(0, run.seconds), ylim=(0, None))
-        style.above(axes)
+        both = figure.subplots(2, 1, sharex=True)
+        for axes, values, color, name in zip(both, (new, computed), (style.BLUE, style.RED), (word, "computed")):
+            axes.stairs(values, at, color=color, linewidth=1.2, baseline=None)
+            axes.set(ylabel=f"{name} tokens/s", xlim=(0, run.seconds), ylim=(0, 1.05 * max(values.max(), 1e-9)))
+            axes.yaxis.set_major_formatter("{x:,.10g}")
+            for start in starts:
+                axes.axvline(start, color=style.GREY, linestyle=":", linewidth=1)
+        both[-1].set_xlabel("time in steps (s)")
     return Block(title, says, Grid(("time in steps", f">{word} tokens/s", ">computed tokens/s"), rows),
                  Picture("throughput", f"Line of tokens per second over {text.seconds(run.seconds)}: {run.rate:,.1f} "
-                         f"{word} tokens/s on average, {ends[0]:,.1f} at first, {ends[1]:,.1f} at last.", draw))
+                         f"{word} tokens/s on average, {ends[0]:,.1f} at first, {ends[1]:,.1f} at last.", draw, 4.0))
 
 
 def _part(count: int) -> str:
@@ -122,8 +125,8 @@ def imbalance(run: Measured) -> Block:
         style.whole(axes.xaxis)
         style.above(axes, 3)
     return Block(title, says, Grid(("steps", ">least", ">median", ">largest"), rows),
-                 Picture("imbalance", f"Line over the steps of the slowest rank's time over the mean: median {median:.2f}"
-                         f", 95 % below {high:.2f}, at worst {worst:.2f}.", draw))
+                 Picture("imbalance", f"Line over the steps of the slowest rank's time over the mean: median "
+                         f"{median:.2f}, 95 % below {high:.2f}, at worst {worst:.2f}.", draw))
 
 
 def _spans(count: int) -> list[tuple[int, int]]:

@@ -12,7 +12,9 @@ from hpcmoe.report.over_time import latencies
 NAMED = 4
 """Hosts that are named."""
 BESIDE = 3
-"""Runs that stand beside each other; more stand below each other."""
+"""Runs that stand beside each other; more stand below each other, with less of each."""
+SHORT = ("file", ">ranks", ">answers", ">tokens", ">time in steps", ">tokens/s", ">of a rank", ">exchange exposed",
+         ">hidden")
 
 
 def facts(run: Measured) -> dict[str, str]:
@@ -47,14 +49,19 @@ def summary(runs: Sequence[Measured]) -> Block:
     each = [facts(run) for run in runs]
     wanted = [name for name in dict.fromkeys(name for one in each for name in one)
               if any(one.get(name) for one in each)]
-    if len(runs) <= BESIDE:
-        columns = ("", *(titles(runs)))
-        rows = tuple((name, *(one.get(name, "") for one in each)) for name in wanted)
-    else:
-        wanted = [name for name in wanted if name != "versions"]
-        columns = ("", *wanted)
-        rows = tuple((title, *(one.get(name, "") for name in wanted)) for title, one in zip(titles(runs), each))
-    return Block("Summary", "", Grid(columns, rows))
+    if len(runs) > BESIDE:
+        return Block("Summary", "", Grid(("", *SHORT), tuple((title, *_short(run)) for title, run in
+                                                             zip(titles(runs), runs))))
+    rows = tuple((name, *(one.get(name, "") for one in each)) for name in wanted)
+    return Block("Summary", "", Grid(("", *titles(runs)), rows))
+
+
+def _short(run: Measured) -> tuple[str, ...]:
+    """A row of `SHORT`."""
+    sums = run.steps.traffic.total()
+    return (str(run.path), str(run.ranks), f"{len(run.lengths):,}", f"{run.new:,}", text.seconds(run.seconds),
+            f"{run.rate:,.1f}", f"{run.rate / run.ranks:,.2f}", text.seconds(float(sums.exposed)),
+            f"{100 * float(sums.hidden):.0f} %" if sums.seconds else "")
 
 
 def titles(runs: Sequence[Measured]) -> list[str]:

@@ -72,7 +72,7 @@ def sections(runs: Sequence[Measured], roof: Roof | None) -> tuple[Section, ...]
     if len(runs) > 1:
         found.append(Section("Scaling", _scaling(runs)))
     for number, (run, title) in enumerate(zip(runs, titles(runs)), 1):
-        told = tuple(figure(run) for figure in FIGURES) + (roofline(run, roof),)
+        told = (*(figure(run) for figure in FIGURES), roofline(run, roof))
         if len(runs) > 1:
             title = f"{title}: {run.path}"
             told = tuple(_numbered(block, number) for block in told)
@@ -98,17 +98,20 @@ def _scaling(runs: Sequence[Measured]) -> tuple[Block, ...]:
     if len({run.ranks for run in runs}) == 1:
         return (Block(title, f"left out: all had {text.plural(runs[0].ranks, 'rank')}."),)
 
+    names = {run.path: name for run, name in zip(runs, titles(runs))}
+
     def curves(kind: str) -> Block:
         first, last = found[kind][0], found[kind][-1]
-        says = (f"{kind} scaling, {scaling.NOTES[kind]}: from {first.ranks} to {text.plural(last.ranks, 'rank')} "
+        rows = tuple((names[run.path], *row) for run, row in zip(found[kind], scaling.rows(found[kind])))
+        says = (f"{scaling.NOTES[kind]}: from {first.ranks} to {text.plural(last.ranks, 'rank')} "
                 f"tokens/s grow from {first.rate:,.1f} to {last.rate:,.1f}, an efficiency of "
                 f"{100 * scaling.efficiency(last, first):.0f} %. Seconds are those of all steps, without loading.")
 
         def draw(figure):
             scaling.curves({kind: found[kind]}, *figure.subplots(1, 2))
-        return Block(f"{title}, {kind}", says, Grid(scaling.COLUMNS, tuple(scaling.rows(found[kind]))),
+        return Block(f"{title}, {kind}", says, Grid(("", *scaling.COLUMNS), rows),
                      Picture(f"scaling-{kind}", f"Lines of tokens per second and of efficiency by ranks: {says}", draw))
-    return tuple(curves(kind) for kind in found)
+    return tuple(curves(kind) for kind in found if len({run.ranks for run in found[kind]}) > 1)
 
 
 def write(target: Path, runs: Sequence[Measured], found: Sequence[Section], drawn: dict[str, bytes]) -> None:

@@ -62,11 +62,11 @@ def points(run: Measured, spec: ModelSpec, moe: Moe) -> Points:
     touched = moe.experts * (1 - (1 - moe.top_k / moe.experts) ** tokens) / run.ranks
     read = layers * itemsize * (3 * spec.hidden * (touched * moe.hidden + moe.shared_hidden)
                                 + 2 * spec.hidden * moe.top_k * tokens / run.ranks)
-    order = np.argsort(tokens, kind="stable")
-    first = bins.groups(len(order), SHOWN)
+    sizes = np.unique(tokens)
+    group = np.searchsorted(bins.groups(len(sizes), SHOWN), np.searchsorted(sizes, tokens), "right") - 1
 
     def added(values: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(values[order], first) if len(first) else values
+        return np.bincount(group, values)
     steps = added(np.ones_like(tokens))
     return Points(added(tokens) / steps, added(work) / added(seconds), added(work) / added(read))
 
@@ -88,7 +88,8 @@ def roofline(run: Measured, over: Roof | None) -> Block:
             f"{found.intensity[best]:,.1f} FLOPs for each byte. Bytes are counted as even routing would read weights, "
             "once a step.")
     columns: tuple[str, ...] = (">tokens a step", ">FLOPs a byte", ">reached")
-    rows = [(f"{t:,.0f}", f"{i:,.1f}", _flops(f)) for t, i, f in zip(found.tokens, found.intensity, found.flops)]
+    rows: list[tuple[str, ...]] = [(f"{t:,.0f}", f"{i:,.1f}", _flops(f))
+                                   for t, i, f in zip(found.tokens, found.intensity, found.flops)]
     if over is None:
         says += " Without a picture: what the device can do is in no file; --roof FLOPS,BYTES tells it."
         return Block(TITLE, says, Grid(columns, tuple(rows)))

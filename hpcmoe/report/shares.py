@@ -54,8 +54,8 @@ def exchange(run: Measured) -> Block:
                                             "no seconds of exchanges were recorded."))
     share, exposed = 100 * float(sums.hidden), float(sums.exposed)
     worst = int(np.argmax(run.layers.exposed)) if run.layers.exposed.any() else -1
-    says = (f"rows were under way for {text.seconds(float(sums.seconds))} (mean over ranks); arithmetic hid {share:.0f} "
-            f"% of that, and for {text.seconds(exposed)} a rank waited, "
+    says = (f"rows were under way for {text.seconds(float(sums.seconds))} (mean over ranks); arithmetic hid "
+            f"{share:.0f} % of that, and for {text.seconds(exposed)} a rank waited, "
             f"{100 * exposed / max(run.seconds, 1e-9):.0f} % of the time in steps.")
     if worst >= 0:
         says += f" Most of the wait is in layer {worst}, {text.seconds(float(run.layers.exposed[worst]))}."
@@ -102,16 +102,16 @@ def links(run: Measured) -> Block:
     rows = tuple((name, text.size(count), f"{100 * count / whole:.1f} %", text.size(count / tokens))
                  for name, count in zip(CLASSES, moved.tolist()))
     far = 100 * int(moved[-1]) / whole
-    says = (f"{text.size(whole)} of rows, there and back, {text.size(whole / tokens)} for each computed token; {far:.0f} "
-            "% went to other nodes. Results know bytes by these classes, not by single links.")
+    says = (f"{text.size(whole)} of rows, there and back, {text.size(whole / tokens)} for each computed token; "
+            f"{far:.0f} % went to other nodes. Results know bytes by these classes, not by single links.")
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.barh(np.arange(len(CLASSES)), moved / tokens, 0.6, color=style.BLUE)
+        axes.barh(np.arange(len(CLASSES)), moved / tokens / 1000, 0.6, color=style.BLUE)
         axes.set_yticks(np.arange(len(CLASSES)), CLASSES)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("bytes of rows for each computed token")
+        axes.set_xlabel("kB of rows for each computed token")
     alt = ", ".join(f"{name} {text.size(count)}" for name, count in zip(CLASSES, moved.tolist()))
     return Block(title, says, Grid(("where to", ">bytes", ">share", ">a token"), rows),
                  Picture("links", f"Bars of bytes of rows by where they went: {alt}.", draw, 2.0))

@@ -18,7 +18,7 @@ LOOK: Mapping[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.labelsize": 10, "legend.fontsize": 9,
     "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.edgecolor": GREY,
-    "legend.frameon": False, "lines.linewidth": 1.5, "hatch.linewidth": 0.6, "text.parse_math": False,
+    "legend.frameon": False, "lines.linewidth": 1.5, "hatch.linewidth": 0.6,
     "figure.facecolor": "white", "axes.formatter.useoffset": False, "axes.formatter.limits": (-4, 7)}
 
 
