@@ -87,6 +87,9 @@ class Crew:
         self._record = Record(Path(job.output), plan.left.attempt, world.rank, origin, job.checkpoint.every,
                               (spec.layers, spec.experts, spec.moe.top_k if spec.moe else 0), plan.held.check,
                               job.balance.mode == "bias" and spec.moe is not None)
+        lengths = plan.inputs.prompts.lengths[waiting]
+        self._most = int(lengths.sum() if job.mode == "score" else len(lengths) * job.generate.max_new_tokens)
+        """new tokens of all prompts together"""
         self._done: set[int] = set()
         self._left = list(plan.left.begun)
         """by ranks that died: rows of prompts that they answered, and answers that they began"""
@@ -110,7 +113,7 @@ class Crew:
             self._job.generate, self._dtype, self._way, self._turns.most, overlapped=self._turns.overlapped,
             nodes=self.world.nodes, trace=self._trace, cache=cache, split=self._split))
         self._balance = self._new_balance()
-        self._progress = open_progress(self.whole.rank, self._tally.prompts)
+        self._progress = open_progress(self.whole.rank, self._tally.prompts, self._most)
 
     def _new_balance(self) -> Balance | None:
         world, spec, given = self.world, self._model.spec, self._job.balance

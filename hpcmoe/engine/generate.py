@@ -11,7 +11,7 @@ from hpcmoe.engine import layer
 from hpcmoe.engine.batch import Sequences, deal, split
 from hpcmoe.engine.device import RankSegments
 from hpcmoe.engine.pool import Pool
-from hpcmoe.engine.progress import Progress
+from hpcmoe.engine.progress import Progress, So
 from hpcmoe.engine.ways import Turns
 from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.watch import Unwatched, Watch
@@ -52,6 +52,12 @@ class Tally:
     """rows of prompts"""
     longest: float = 0.0
     """seconds of a step"""
+    computed: int = 0
+    """rows that this rank's experts computed"""
+    seconds: float = 0.0
+    """of exchanges"""
+    exposed: float = 0.0
+    """seconds of them"""
 
 
 class Balance(Protocol):
@@ -97,14 +103,16 @@ class Vote:
 
     def __init__(self, comm, watch: Watch | Unwatched) -> None:
         self._comm, self._watch = comm.Dup(), watch
-        self._all = np.zeros((comm.size, 7), np.int64)
+        self._all = np.zeros((comm.size, 10), np.int64)
 
-    def __call__(self, free: int, active: int, ahead: int, tokens: int, reason: int, ready: int,
-                 news: int) -> np.ndarray:
-        """`[R, 7]` int64: each rank's free and taken slots, tokens ahead, new tokens so far, its reason to end now
-        (`Notice.reason`), what it is ready for (`Balance.ready`), and how much it has for the others (`Pool.news`)."""
+    def __call__(self, free: int, active: int, ahead: int, reason: int, ready: int, news: int,
+                 tally: Tally) -> np.ndarray:
+        """`[R, 10]` int64: each rank's free and taken slots, tokens ahead, its reason to end now (`Notice.reason`), what
+        it is ready for (`Balance.ready`), what it has for the others (`Pool.news`); of its tally tokens, computed rows,
+        µs of exchanges and exposed µs."""
         self._watch.mark("vote")
-        mine = np.array([free, active, ahead, tokens, reason, ready, news], np.int64)
+        mine = np.array([free, active, ahead, reason, ready, news, tally.tokens, tally.computed,
+                         int(1e6 * tally.seconds), int(1e6 * tally.exposed)], np.int64)
         request = self._comm.Iallgather(mine, self._all)
         until(request.Test, self._watch.idle)
         return self._all
@@ -137,19 +145,22 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         begin, clock.trace.step = time.perf_counter(), tally.step
         pool.look()
         with clock.voting():
-            state = vote(sequences.free, sequences.active, sequences.ahead, tally.tokens,
+            state = vote(sequences.free, sequences.active, sequences.ahead,
                          notice.reason(AHEAD * max(tally.longest, pool.elsewhere.longest)) or pool.told,
-                         balance.ready if balance else 0, pool.news)
-            pool.hear(int(state[0, 6]), vote.share)
-        free, active, tokens = (int(total) for total in state[:, [0, 1, 3]].sum(axis=0))
-        others = pool.elsewhere
-        progress.update(tally.prompts - len(pool) - active - others.prompts, tokens + others.tokens)
-        ranks = deal(state[:, 0], len(pool))
-        if not ranks and not active and pool.ended:
+                         balance.ready if balance else 0, pool.news, tally)
+            pool.hear(int(state[0, 5]), vote.share)
+        free, active, tokens = (int(total) for total in state[:, [0, 1, 6]].sum(axis=0))
+        ranks, others = deal(state[:, 0], len(pool)), pool.elsewhere
+        ended = not ranks and not active and pool.ended
+        if ended or progress.due():
+            told = state.copy()
+            progress.update(So(tally.prompts - len(pool) - active - others.prompts, active,
+                               np.append(told[:, 6], others.tokens), told[:, 7], told[:, 8:]))
+        if ended:
             return None
-        if state[:, 4].any():
-            first = int(np.flatnonzero(state[:, 4])[0])
-            return Stop(first, int(state[first, 4]), len(pool), active, tally.step)
+        if state[:, 3].any():
+            first = int(np.flatnonzero(state[:, 3])[0])
+            return Stop(first, int(state[first, 3]), len(pool), active, tally.step)
         tasks = pool.take(len(ranks))
         pool.want(free - len(ranks), active + len(ranks), tokens, tally.longest)
         if not ranks and not active:
@@ -159,7 +170,7 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
             clock.read()  # no step's
             continue
         if balance:
-            balance.between(state[:, 5], tally.step)
+            balance.between(state[:, 4], tally.step)
         clock.trace.push("step")
         ahead = state[:, 2].copy()
         for task, taker in zip(tasks, ranks):
@@ -173,13 +184,15 @@ def generate(vote: Vote, rank: int, pool: Pool, sequences: Sequences, segments: 
         tally.tokens += chosen
         traffic, end = clock.read_traffic(), time.perf_counter()
         clock.trace.pop("step", "step", begin, end, rows=rows)
-        load = np.sum([outcome.load for outcome in outcomes], axis=0)
+        load, computed, moved = (np.sum([getattr(outcome, name) for outcome in outcomes], axis=0)
+                                 for name in ("load", "computed", "moved"))
+        whole = traffic.total()
+        tally.computed += int(computed.sum())
+        tally.seconds, tally.exposed = tally.seconds + float(whole.seconds), tally.exposed + float(whole.exposed)
         if balance:
             balance.add(load)
-        record.add(answers, load, np.sum([outcome.computed for outcome in outcomes], axis=0),
-                   np.sum([outcome.moved for outcome in outcomes], axis=0),
-                   np.concatenate([outcome.sample for outcome in outcomes]), traffic,
-                   StepTime(tally.step, rows, chosen, end - begin, clock.read(), traffic.total()), sequences.begun)
+        record.add(answers, load, computed, moved, np.concatenate([outcome.sample for outcome in outcomes]), traffic,
+                   StepTime(tally.step, rows, chosen, end - begin, clock.read(), whole), sequences.begun)
         tally.step, tally.longest = tally.step + 1, max(tally.longest, time.perf_counter() - begin)
 
 

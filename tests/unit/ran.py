@@ -30,8 +30,8 @@ def step_table(rng: np.random.Generator, steps: int, ranks: int, speed: float = 
 
 def put_run(path: Path, *, ranks: int = 4, layers: int = 3, experts: int = 8, steps: int = 40, prompts: int = 12,
             job: dict | None = None, identity: str = "a job\n", versions: str = "hpcmoe 1, MPI 1",
-            hosts: Sequence[str] = (), speed: float = 1.0, stop: str = "length", kept: int = 0, name: str = "p{}", seed: int = 1,
-            moved: bool = False) -> Path:
+            hosts: Sequence[str] = (), speed: float = 1.0, stop: str = "length", kept: int = 0, name: str = "p{}",
+            seed: int = 1, moved: bool = False) -> Path:
     """Results of a run; its first layer is dense, expert e lies on rank ⌊e·R/E⌋ unless experts `moved`, and two ranks
     are on each host, whose names may be given. `kept` is how many ranks the load is kept of, all where 0."""
     rng = np.random.default_rng(seed)
