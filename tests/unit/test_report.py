@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ran import put_run
 
-from hpcmoe.files import results
+from hpcmoe.files import plan, results
+from hpcmoe.files.plan import Plan, Prediction, Weights
 from hpcmoe.report import bins, expert_load, measured, over_time, roofline
 from hpcmoe.report import report as verb
+from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec
 from hpcmoe.tables import build, parse
 from hpcmoe.types import STAGES
@@ -288,6 +290,26 @@ def test_points_of_the_roofline(tmp_path):
     moved = 2 * 2 * (3 * 16 * (touched * 32 + 8) + 2 * 16 * 2 * T / 2)
     found = roofline.points(run, spec, spec.moe)
     assert found.flops[0] == pytest.approx(flops / seconds) and found.intensity[0] == pytest.approx(flops / moved)
+
+
+def test_what_a_plan_expected(report, quick, tmp_path):
+    """The plan of a run in its own order: the same rows, so nothing is off."""
+    run = measured.read(put_run(tmp_path / "first.h5"))
+    rows, tokens = run.routing.computed.astype(np.float64), float(run.steps.tokens.sum())
+    sums = run.steps.traffic.total().bytes
+    weights = Weights(tokens / 4, 8.0, 1e-6, 1e-6, 1e9, 1e-6, 1e9)
+    order = Placement(4, np.arange(8, dtype=np.int32) // 2, np.arange(8, dtype=np.int32))
+    none = Placement(4, np.empty(0, np.int32), np.empty(0, np.int32))
+    said = Prediction(rows, np.stack([0 * sums, sums, 0 * sums]).astype(np.float64), np.zeros(3), np.zeros((3, 4)))
+    plan.write(tmp_path / "plan.h5", Plan("m", 8, (none, order, order), np.zeros(4, np.int32), "linear", 0, "flat",
+                                          "assumed", weights, said))
+    page = report(put_run(tmp_path / "out.h5", job={"parallel": {"plan": str(tmp_path / "plan.h5")}}))
+    assert "a layer is off by 0 % (median), 0 % at most" in page and quick[-1] == "predicted"
+    told = page.split("Predicted and measured:")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(told) == 2 + 3 and all(line.rstrip().endswith(" 1.00") for line in told)
+    other = report(put_run(tmp_path / "other.h5", ranks=2, job={"parallel": {"plan": str(tmp_path / "plan.h5")}}))
+    assert "is of another model or other ranks by now" in other
+    assert "the job had no plan" in report(tmp_path / "first.h5")
 
 
 def test_the_model_is_another_by_now(tmp_path):
