@@ -107,9 +107,9 @@ class Vote:
 
     def __call__(self, free: int, active: int, ahead: int, reason: int, ready: int, news: int,
                  tally: Tally) -> np.ndarray:
-        """`[R, 10]` int64: each rank's free and taken slots, tokens ahead, its reason to end now (`Notice.reason`), what
-        it is ready for (`Balance.ready`), what it has for the others (`Pool.news`); of its tally tokens, computed rows,
-        µs of exchanges and exposed µs."""
+        """`[R, 10]` int64: each rank's free and taken slots, tokens ahead, its reason to end now (`Notice.reason`),
+        what it is ready for (`Balance.ready`), what it has for the others (`Pool.news`); of its tally tokens, computed
+        rows, µs of exchanges and exposed µs."""
         self._watch.mark("vote")
         mine = np.array([free, active, ahead, reason, ready, news, tally.tokens, tally.computed,
                          int(1e6 * tally.seconds), int(1e6 * tally.exposed)], np.int64)
