@@ -12,7 +12,7 @@
 #define PAIRS ((PARTS + 1) / 2)
 #define MATRIX (PARTS * PART)  // values of a tile of keys, or of queries
 #define THREADS 384
-#define TOLL 5   // tiles that take as long as to begin with a token, or to put its sums down
+#define TOLL 3   // tiles that take about as long as a part of a token does beside its tiles
 #define READY 1  // named barriers: the shares are there,
 #define FREE 2   // and no more needed
 #define EASE 8.0f  // powers of two by which a score may pass the top that it is held against

@@ -37,7 +37,7 @@ extern "C" __global__ void keep(bf16 *q, const bf16 *both, const float *weight, 
 #define HEADS 64
 #define LOWEST -1e30f
 #define JOINERS 4  // groups of 128 threads
-#define FEW 4      // parts up to which a group does not share them with the others
+#define FEW 16     // parts up to which a group does not share them with the others
 #define MOST 256   // parts of a token: there are no more workers
 
 // Where a token's parts lie: the first one, and the others by the number of their workers.
@@ -61,22 +61,16 @@ __device__ __forceinline__ void add(float4 &sum, float weight, float4 more) {
 
 // A head's few parts, by 128 threads.
 __device__ __forceinline__ void join_few(const float *parts, const float *tops, const Parts &at, int head, bf16 *out) {
-    float top[FEW], total[FEW], highest = LOWEST, all = 0;
-    float4 some[FEW], sum = {};
-#pragma unroll
-    for (int i = 0; i < FEW; i++) {
-        if (i >= at.count) continue;
-        top[i] = tops[2 * (at[i] + head)], total[i] = tops[2 * (at[i] + head) + 1];
-        some[i] = *(const float4 *)(parts + (at[i] + head) * RANK + threadIdx.x % 128 * 4);
-    }
-#pragma unroll
-    for (int i = 0; i < FEW; i++) if (i < at.count) highest = fmaxf(highest, top[i]);
-#pragma unroll
-    for (int i = 0; i < FEW; i++) {
-        if (i >= at.count) continue;
-        float weight = power_of_two(top[i] - highest);
-        all += weight * total[i];
-        add(sum, weight, some[i]);
+    float highest = LOWEST, all = 0;
+    float4 sum = {};
+#pragma unroll 4
+    for (int i = 0; i < at.count; i++) highest = fmaxf(highest, tops[2 * (at[i] + head)]);
+#pragma unroll 4
+    for (int i = 0; i < at.count; i++) {
+        float2 top = *(const float2 *)(tops + 2 * (at[i] + head));
+        float weight = power_of_two(top.x - highest);
+        all += weight * top.y;
+        add(sum, weight, *(const float4 *)(parts + (at[i] + head) * RANK + threadIdx.x % 128 * 4));
     }
     put(out + threadIdx.x % 128 * 4, sum, all);
 }

@@ -18,7 +18,7 @@ from hpcmoe.spec import Attention, Latent, ModelSpec
 
 SHARED = 2 * (3 * 64 * sum(ABSORBED) + 64 * 64) + 1024
 """Bytes of shared memory of a block of absorbed.cu."""
-JOINS = 1024
+JOINS = 512
 """Blocks of `latent.join`, about."""
 
 
