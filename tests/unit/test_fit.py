@@ -9,7 +9,7 @@ from helpers import DENSE, MOE
 
 from hpcmoe import array
 from hpcmoe.config import Exchange, Job, Parallel, Schedule
-from hpcmoe.device.scratch import LOGITS, WORKSPACE
+from hpcmoe.device.scratch import LOGITS, TOGETHER, WORKERS, WORKSPACE
 from hpcmoe.engine import fit, footprint
 from hpcmoe.engine.footprint import GROWTH, OVERHEAD, Step
 from hpcmoe.engine.memory import Sizes, plan_memory, plan_sizes
@@ -21,7 +21,7 @@ from hpcmoe.kernels import rope
 from hpcmoe.launch import Agreed
 from hpcmoe.model import weights
 from hpcmoe.placement.plan import linear
-from hpcmoe.spec import Tensor
+from hpcmoe.spec import Attention, Latent, Tensor
 
 LENGTHS = np.array([7, 40, 3, 9, 12, 30, 8])
 JOB = Job("m", "p", "o")
@@ -51,6 +51,19 @@ class TestFootprint:
         angles = rope.tables(np.arange(384), a, array.BFLOAT16)
         parts = np.empty((3, a.heads, 2, a.head_dim + 2), np.float32)
         assert footprint.kv_cache(MOE, 3, 300) == sum(part.nbytes for part in (keys, keys, *angles, parts))
+
+    @pytest.mark.parametrize("heads, at_once", [(128, 16), (16, 16), (30, 15), (1, 1)])
+    def test_the_cache_of_a_latent(self, heads, at_once):
+        """At DeepSeek-V3's size, 3 sequences of 16,384 tokens: a vector and a key, plain ones of some heads, and the
+        parts of absorbed sums."""
+        c = Latent(512, 64, 128)
+        model = replace(MOE, attention=Attention(heads, heads, 128, latent=c))
+        kept = np.empty((model.layers, 3, 16384, 576), np.uint16)
+        angles = rope.tables(np.arange(16384), model.attention, array.BFLOAT16)
+        plain, sums = (at_once * 16384 * (192 + 128)) * 2, 2 * WORKERS * TOGETHER * (512 + 2) * 4
+        assert footprint.kv_cache(model, 3, 16384) == kept.nbytes + sum(part.nbytes for part in angles) + plain + sums
+        narrow = replace(model, attention=replace(model.attention, latent=replace(c, rank=256)))
+        assert footprint.kv_cache(narrow, 3, 16384) == kept.nbytes // 576 * 320 + angles[0].nbytes * 2 + plain
 
     def test_weights(self):
         """Vectors are float32; large matrices take whole pages."""
