@@ -68,16 +68,16 @@ class StepTable:
     @property
     def average(self) -> np.ndarray:
         """`[stages]` float64: seconds in each stage of all steps, mean over the ranks of all groups."""
-        return self._part @ self.mean
+        return self.part @ self.mean
 
     @property
     def moved(self) -> Traffic:
         """Of all steps: seconds are means over the ranks of all groups."""
-        return Traffic(self._part @ self.traffic.seconds, self._part @ self.traffic.exposed,
+        return Traffic(self.part @ self.traffic.seconds, self.part @ self.traffic.exposed,
                        self.traffic.bytes.sum(axis=0))
 
     @property
-    def _part(self) -> np.ndarray:
+    def part(self) -> np.ndarray:
         """`[steps]` float64: one over the groups of each step's attempt, as far as they had steps."""
         pairs = np.unique(np.stack([self.attempt, self.group], axis=1), axis=0)
         attempts, count = np.unique(pairs[:, 0], return_counts=True)

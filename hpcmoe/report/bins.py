@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from hpcmoe.files.results import StepTable
+
 MOST = 160
 """Bins of a picture, at most: each is wider than a point."""
 CELLS = 512
@@ -14,10 +16,36 @@ def edges(wall: np.ndarray) -> np.ndarray:
     return ends if len(wall) <= MOST else np.linspace(0.0, ends[-1], MOST + 1)
 
 
-def spread(values: np.ndarray, wall: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """`[n]` float64: sums of values `[steps]` in the bins between at `[n + 1]`. A step gives each bin its share by
-    time; none is lost."""
-    ends = np.concatenate([[0.0], np.cumsum(wall)])
+def tracks(steps: StepTable) -> list[tuple[float, np.ndarray]]:
+    """Second at which it begins, and its rows in `steps`: of each group of ranks in each attempt. Groups step side by
+    side, attempts follow each other."""
+    found, begin = [], 0.0
+    for attempt in np.unique(steps.attempt):
+        mine = steps.attempt == attempt
+        rows = [np.flatnonzero(mine & (steps.group == group)) for group in np.unique(steps.group[mine])]
+        found += [(begin, some) for some in rows]
+        begin += max(float(steps.wall[some].sum()) for some in rows)
+    return found
+
+
+def timeline(steps: StepTable) -> np.ndarray:
+    """As `edges`, of a run; `MOST` equal bins at most where several groups stepped side by side."""
+    if not steps.group.any():
+        return edges(steps.wall)
+    return np.linspace(0.0, steps.seconds, min(len(steps.wall), MOST) + 1)
+
+
+def along(values: np.ndarray, steps: StepTable, at: np.ndarray) -> np.ndarray:
+    """As `spread`, of all groups of a run together."""
+    if not steps.group.any():
+        return spread(values, steps.wall, at)
+    return np.sum([spread(values[rows], steps.wall[rows], at, begin) for begin, rows in tracks(steps)], axis=0)
+
+
+def spread(values: np.ndarray, wall: np.ndarray, at: np.ndarray, begin: float = 0.0) -> np.ndarray:
+    """`[n]` float64: sums of values `[steps]` in the bins between at `[n + 1]`; the first step begins at `begin`. A
+    step gives each bin its share by time; none is lost."""
+    ends = begin + np.concatenate([[0.0], np.cumsum(wall)])
     so_far = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     if len(at) == len(ends) and np.array_equal(at, ends):
         return np.diff(so_far)

@@ -96,7 +96,7 @@ def _each(run: Measured, amount: float) -> float:
 
 def _exposed(run: Measured) -> float:
     """Seconds of a rank for a computed token."""
-    return _each(run, float(run.steps.traffic.exposed.sum()))
+    return _each(run, float(run.steps.moved.exposed))
 
 
 def _latency(n: int) -> Callable[[Measured], float]:
@@ -114,9 +114,9 @@ MEASURES: tuple[tuple[str, Callable[[Measured], float], Callable[[float], str]],
     ("slowest token", _latency(4), text.seconds),
     ("computed tokens a step", lambda run: int(run.steps.tokens.sum()) / max(len(run.steps.tokens), 1),
      "{:,.1f}".format),
-    ("exchange a computed token", lambda run: _each(run, float(run.steps.traffic.seconds.sum())), _us),
+    ("exchange a computed token", lambda run: _each(run, float(run.steps.moved.seconds)), _us),
     ("of it exposed", _exposed, _us),
-    ("share of it that is hidden", lambda run: float(run.steps.traffic.total().hidden), "{:.0%}".format),
+    ("share of it that is hidden", lambda run: float(run.steps.moved.hidden), "{:.0%}".format),
     *((f"bytes a token, {name}", lambda run, n=n: _each(run, float(run.steps.traffic.bytes[:, n].sum())), text.size)
       for n, name in enumerate(CLASSES)),
     ("slowest rank / mean, in experts", _median, "{:.2f}".format))
@@ -125,7 +125,7 @@ MEASURES: tuple[tuple[str, Callable[[Measured], float], Callable[[float], str]],
 
 def _stages(one: Measured, two: Measured) -> Block:
     title = "Stages beside each other"
-    a, b = (1e6 * run.steps.mean.sum(axis=0) / max(int(run.steps.tokens.sum()), 1) for run in (one, two))
+    a, b = (1e6 * run.steps.average / max(int(run.steps.tokens.sum()), 1) for run in (one, two))
     if not (a.any() and b.any()):
         return Block(title, "left out: one of them has no times of stages.")
     most = int(np.argmax(np.abs(b - a)))

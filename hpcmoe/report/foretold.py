@@ -8,6 +8,7 @@ import numpy as np
 from hpcmoe.errors import HpcmoeError
 from hpcmoe.files import plan
 from hpcmoe.files.plan import Plan
+from hpcmoe.files.routing import folded
 from hpcmoe.report import style, text
 from hpcmoe.report.blocks import SHOWN, Block, Grid, Picture
 from hpcmoe.report.measured import Measured, at
@@ -18,7 +19,7 @@ TITLE = "Predicted and measured"
 
 def foretold(run: Measured) -> Block:
     """Rows of the ranks by layer, and bytes of a token, as the job's plan expected them, and as they came."""
-    path, routing = at(run, "parallel.plan", ""), run.routing
+    path, routing = at(run, "parallel.plan", ""), run.routing and folded(run.routing, run.groups)
     if not isinstance(path, str) or not path:
         return Block(TITLE, "left out: the job had no plan, so nothing was predicted.")
     try:
@@ -37,7 +38,7 @@ def _compared(run: Measured, said: Plan, computed: np.ndarray) -> Block:
     if not len(layers):
         return Block(TITLE, "left out: no rows went to experts.")
     planned = said.predicted.bytes.sum(axis=0) / max(said.weights.tokens * said.ranks, 1e-9)
-    moved = run.steps.traffic.total().bytes / max(int(run.steps.tokens.sum()), 1)
+    moved = run.steps.moved.bytes / max(int(run.steps.tokens.sum()), 1)
     off = np.abs(found / expected - 1)
     says = (f"the fullest rank of a layer had {found.mean():.2f} times the rows of the mean, and the plan expected "
             f"{expected.mean():.2f}; a layer is off by {100 * np.median(off):.0f} % (median), {100 * off.max():.0f} % "

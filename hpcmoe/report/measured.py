@@ -35,6 +35,8 @@ class Measured:
     hosts: tuple[str, ...]
     """`[R]`"""
     ranks: int
+    groups: int
+    """independent ones of neighbouring ranks"""
     slots: int
     """experts per rank and layer at most"""
     lengths: np.ndarray
@@ -55,7 +57,7 @@ class Measured:
     @property
     def seconds(self) -> float:
         """Of all steps."""
-        return float(self.steps.wall.sum())
+        return self.steps.seconds
 
     @property
     def new(self) -> int:
@@ -86,17 +88,17 @@ def read(path: Path) -> Measured:
     with h5.reading(path, "results") as file:
         job, identity, versions, created = (h5.attribute(file, name, path, str)
                                             for name in ("job", "identity", "versions", "created"))
-        ranks, slots = (h5.attribute(file, name, path, int) for name in ("ranks", "experts_per_rank"))
+        (ranks, groups), slots = parts.groups(file, path), h5.attribute(file, "experts_per_rank", path, int)
         steps, load = results.steps(file, path), parts.take_load(file, path)
         _, offsets = h5.ragged(file, "tokens", path)
         stops = Counter(h5.strings(file, "stop", path, len(offsets) - 1))
         layers = traffic.take(file, "layer", len(load), path) or Traffic.none(len(load))
         hosts, routing = tuple(h5.strings(file, "host", path)), files_routing.take(file, path)
-    if ranks < 1 or not hosts:
-        raise InputError(f"{path} names {ranks} ranks on {len(hosts)} hosts: make the file again")
+    if not hosts:
+        raise InputError(f"{path} names {ranks} ranks on no hosts: make the file again")
     _check(path, steps, layers)
-    return Measured(path, created, _table(job, path), identity, versions, hosts, ranks, slots, np.diff(offsets), stops,
-                    steps, layers, load, routing)
+    return Measured(path, created, _table(job, path), identity, versions, hosts, ranks, groups, slots, np.diff(offsets),
+                    stops, steps, layers, load, routing)
 
 
 def _table(job: str, path: Path) -> dict:

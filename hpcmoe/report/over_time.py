@@ -16,11 +16,11 @@ def throughput(run: Measured) -> Block:
     title, steps = "Throughput", run.steps
     if not run.seconds:
         return Block(title, "left out: no step took any time.")
-    at = bins.edges(steps.wall)
-    new, computed = (bins.over(bins.spread(n, steps.wall, at), at) for n in (steps.chosen, steps.tokens))
+    at = bins.timeline(steps)
+    new, computed = (bins.over(bins.along(n, steps, at), at) for n in (steps.chosen, steps.tokens))
     word, starts = "scored" if run.scored else "new", _starts(run)
     wide = np.linspace(0.0, run.seconds, min(len(steps.wall), SHOWN) + 1)
-    coarse = [bins.over(bins.spread(n, steps.wall, wide), wide) for n in (steps.chosen, steps.tokens)]
+    coarse = [bins.over(bins.along(n, steps, wide), wide) for n in (steps.chosen, steps.tokens)]
     rows = tuple((f"{begin:,.2f} to {end:,.2f} s", f"{a:,.1f}", f"{b:,.1f}")
                  for begin, end, a, b in zip(wide, wide[1:], *coarse))
     ends = coarse[0][0], coarse[0][-1]
@@ -53,8 +53,8 @@ def _part(count: int) -> str:
 
 def _starts(run: Measured) -> np.ndarray:
     """Seconds at which each start but the first began."""
-    ends = np.cumsum(run.steps.wall)
-    return ends[np.flatnonzero(np.diff(run.steps.attempt))]
+    begins = {int(run.steps.attempt[rows[0]]): begin for begin, rows in bins.tracks(run.steps)}
+    return np.array(list(begins.values())[1:])
 
 
 def latencies(run: Measured) -> list[float]:

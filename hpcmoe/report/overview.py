@@ -19,11 +19,11 @@ SHORT = ("file", ">ranks", ">answers", ">tokens", ">time in steps", ">tokens/s",
 
 def facts(run: Measured) -> dict[str, str]:
     """What a run came to, by what it is."""
-    sums, word = run.steps.traffic.total(), "scored" if run.scored else "new"
+    sums, word = run.steps.moved, "scored" if run.scored else "new"
     spans = latencies(run)
     uneven = run.uneven[~np.isnan(run.uneven)]
     return {
-        "file": str(run.path), "made": run.created, "ranks": str(run.ranks), "hosts": hosts(run.hosts),
+        "file": str(run.path), "made": run.created, "ranks": ranks(run), "hosts": hosts(run.hosts),
         "experts per rank and layer": str(run.slots),
         "answers": f"{len(run.lengths):,} ({', '.join(f'{n:,} {why}' for why, n in sorted(run.stops.items()))})",
         f"{word} tokens": f"{run.new:,}", "computed tokens": f"{int(run.steps.tokens.sum()):,}",
@@ -35,6 +35,11 @@ def facts(run: Measured) -> dict[str, str]:
         if sums.seconds else "", "slowest rank / mean, in experts":
         f"{np.median(uneven):.2f} (median step)" if len(uneven) and run.ranks > 1 else "",
         "versions": run.versions}
+
+
+def ranks(run: Measured) -> str:
+    """How many, and in how many groups."""
+    return f"{run.ranks} in {run.groups} independent groups" if run.groups > 1 else str(run.ranks)
 
 
 def hosts(names: Sequence[str]) -> str:
@@ -58,7 +63,7 @@ def summary(runs: Sequence[Measured]) -> Block:
 
 def _short(run: Measured) -> tuple[str, ...]:
     """A row of `SHORT`."""
-    sums = run.steps.traffic.total()
+    sums = run.steps.moved
     return (str(run.path), str(run.ranks), f"{len(run.lengths):,}", f"{run.new:,}", text.seconds(run.seconds),
             f"{run.rate:,.1f}", f"{run.rate / run.ranks:,.2f}", text.seconds(float(sums.exposed)),
             f"{100 * float(sums.hidden):.0f} %" if sums.seconds else "")

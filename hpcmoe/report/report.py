@@ -93,7 +93,7 @@ def _scaling(runs: Sequence[Measured]) -> tuple[Block, ...]:
     try:
         found = scaling.series([scaling.Run(run.path, shard.split(run.identity)[0], len(set(run.hosts)), run.ranks,
                                             len(run.lengths), run.new, run.seconds,
-                                            float(run.steps.traffic.exposed.sum())) for run in runs])
+                                            float(run.steps.moved.exposed)) for run in runs])
     except JobError as error:
         return (Block(title, f"left out: {re.sub(': give .*', '', str(error))}."),)
     if len({run.ranks for run in runs}) == 1:

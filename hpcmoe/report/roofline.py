@@ -39,8 +39,8 @@ def roof(words: str) -> Roof:
 
 @dataclass(frozen=True)
 class Points:
-    """Steps of about one size, `[n]` float64 each: tokens of a step on all ranks, and of a rank FLOP/s that its experts
-    reached, and FLOPs for each byte that they read and wrote."""
+    """Steps of about one size, `[n]` float64 each: tokens of a step on all its ranks, and of a rank FLOP/s that its
+    experts reached, and FLOPs for each byte that they read and wrote."""
 
     tokens: np.ndarray
     flops: np.ndarray
@@ -55,13 +55,14 @@ def points(run: Measured, spec: ModelSpec, moe: Moe) -> Points:
     """
     seconds = run.steps.mean[:, STAGES.index("expert")]
     known = np.flatnonzero((seconds > 0) & (run.steps.tokens > 0))
+    ranks = run.ranks / run.groups
     tokens, seconds, layers = run.steps.tokens[known].astype(np.float64), seconds[known], len(run.busy)
     itemsize = DTYPES[str(at(run, "compute.dtype", "bfloat16"))].itemsize
     row, shared = 6.0 * spec.hidden * moe.hidden, 6.0 * spec.hidden * moe.shared_hidden
-    work = layers * tokens * (moe.top_k * row + shared) / run.ranks
-    touched = moe.experts * (1 - (1 - moe.top_k / moe.experts) ** tokens) / run.ranks
+    work = layers * tokens * (moe.top_k * row + shared) / ranks
+    touched = moe.experts * (1 - (1 - moe.top_k / moe.experts) ** tokens) / ranks
     read = layers * itemsize * (3 * spec.hidden * (touched * moe.hidden + moe.shared_hidden)
-                                + 2 * spec.hidden * moe.top_k * tokens / run.ranks)
+                                + 2 * spec.hidden * moe.top_k * tokens / ranks)
     sizes = np.unique(tokens)
     group = np.searchsorted(bins.groups(len(sizes), SHOWN), np.searchsorted(sizes, tokens), "right") - 1
 

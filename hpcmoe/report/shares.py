@@ -13,10 +13,10 @@ from hpcmoe.types import STAGES
 
 def stages(run: Measured) -> Block:
     """Seconds by stage."""
-    title, total = "Stages of a step", float(run.steps.mean.sum())
+    title, total = "Stages of a step", float(run.steps.average.sum())
     if not total:
         return Block(title, "left out: no stage took any time.")
-    mean, slowest = run.steps.mean.sum(axis=0), run.steps.max.sum(axis=0)
+    mean, slowest = run.steps.average, run.steps.slowest
     rows = [(name, text.seconds(a), text.seconds(b), f"{100 * a / total:.0f} %")
             for name, a, b in zip(STAGES, mean.tolist(), slowest.tolist())]
     top = np.argsort(-mean)[:2]
@@ -48,7 +48,7 @@ def stages(run: Measured) -> Block:
 
 def exchange(run: Measured) -> Block:
     """Exposed and hidden seconds of the exchange, over time and by layer."""
-    title, sums = "Exchange, exposed and hidden", run.steps.traffic.total()
+    title, sums = "Exchange, exposed and hidden", run.steps.moved
     if not sums.seconds:
         return Block(title, "left out: " + ("one rank exchanges nothing." if run.ranks == 1 else
                                             "no seconds of exchanges were recorded."))
@@ -59,9 +59,9 @@ def exchange(run: Measured) -> Block:
             f"{100 * exposed / max(run.seconds, 1e-9):.0f} % of the time in steps.")
     if worst >= 0:
         says += f" Most of the wait is in layer {worst}, {text.seconds(float(run.layers.exposed[worst]))}."
-    moved = run.steps.traffic
-    at = bins.edges(run.steps.wall)
-    open_, total = (100 * bins.over(bins.spread(s, run.steps.wall, at), at) for s in (moved.exposed, moved.seconds))
+    at = bins.timeline(run.steps)
+    open_, total = (100 * bins.over(bins.along(run.steps.part * seconds, run.steps, at), at)
+                    for seconds in (run.steps.traffic.exposed, run.steps.traffic.seconds))
     layers = run.layers
 
     def draw(figure: Any) -> None:
@@ -95,7 +95,7 @@ def _row(name: str, under_way: float, exposed: float) -> tuple[str, str, str, st
 
 def links(run: Measured) -> Block:
     """Bytes by where they went."""
-    title, moved = "Traffic by class of link", run.steps.traffic.total().bytes
+    title, moved = "Traffic by class of link", run.steps.moved.bytes
     if not moved.sum():
         return Block(title, "left out: no rows were sent.")
     whole, tokens = int(moved.sum()), max(int(run.steps.tokens.sum()), 1)

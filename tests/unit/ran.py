@@ -25,7 +25,7 @@ def step_table(rng: np.random.Generator, steps: int, ranks: int, speed: float = 
     moved = Traffic(under_way, mean[:, 3], rng.integers(0, 1 << 20, (steps, 3)))
     attempt = (np.arange(steps) >= steps // 2).astype(np.int64)
     step = np.arange(steps) - attempt * (steps // 2)
-    return StepTable(attempt, step, tokens, chosen, wall, mean, largest, moved)
+    return StepTable(attempt, np.zeros_like(step), step, tokens, chosen, wall, mean, largest, moved)
 
 
 def put_run(path: Path, *, ranks: int = 4, layers: int = 3, experts: int = 8, steps: int = 40, prompts: int = 12,

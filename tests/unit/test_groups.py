@@ -1,11 +1,13 @@
 """Independent groups of ranks (`parallel.data`): what is planned for them, what files say of them, and who reads it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from helpers import MOE, answer, assert_one_line, command, job_files, model_file, origin, step_time
+from ran import put_run
 from test_plan import RANKS, results_file, routing
 
 from hpcmoe.config import Job, Parallel
@@ -16,7 +18,7 @@ from hpcmoe.errors import InputError, JobError
 from hpcmoe.files import h5, parts, results
 from hpcmoe.files import routing as files_routing
 from hpcmoe.files.parts import Part
-from hpcmoe.report import scaling
+from hpcmoe.report import bins, measured, over_time, overview, scaling
 from hpcmoe.report.plan import read as read_run
 from hpcmoe.report.show import print_traffic, stage_table
 from hpcmoe.slots import Routing
@@ -139,6 +141,49 @@ class TestSteps:
             file.attrs["groups"] = groups
         with h5.reading(path, "results") as file, pytest.raises(InputError, match="groups of one size"):
             parts.groups(file, path)
+
+
+class TestReports:
+    """Of finished runs."""
+
+    def grouped(self, folder: Path) -> tuple[measured.Measured, measured.Measured]:
+        """A run on 4 ranks, and one with the same steps twice, in two groups of 4 ranks."""
+        one, two = put_run(folder / "one.h5", ranks=4), put_run(folder / "two.h5", ranks=8)
+        with h5py.File(one) as source, h5py.File(two, "r+") as file:
+            file.attrs["groups"] = 2
+            for name in ("timings", "exchange/step"):
+                for key, values in source[name].items():
+                    if key != "stage":
+                        del file[f"{name}/{key}"]
+                        file[f"{name}/{key}"] = np.concatenate([values[:], values[:]])
+            file["timings/group"][...] = np.repeat([0, 1], len(source["timings/step"]))
+        return measured.read(one), measured.read(two)
+
+    def test_two_groups_do_twice_as_much_in_the_same_time(self, tmp_path):
+        one, two = self.grouped(tmp_path)
+        assert two.seconds == pytest.approx(one.seconds) and two.rate == pytest.approx(2 * one.rate)
+        assert float(two.steps.moved.exposed) == pytest.approx(float(one.steps.moved.exposed))
+        np.testing.assert_allclose(two.steps.average, one.steps.average)
+        np.testing.assert_allclose(two.steps.slowest, one.steps.slowest)
+        at = bins.timeline(two.steps)
+        assert at[-1] == pytest.approx(one.seconds)
+        along = (bins.along(run.steps.tokens, run.steps, at) for run in (one, two))
+        np.testing.assert_allclose(2 * next(along), next(along), rtol=1e-6)
+        assert overview.facts(two)["ranks"] == "8 in 2 independent groups"
+        assert over_time._starts(two) == pytest.approx(over_time._starts(one))
+
+    def test_none_of_a_groups_values_is_lost(self, tmp_path):
+        """Where a group is done before the other."""
+        steps = TestSteps().table()
+        for at in (bins.timeline(steps), np.linspace(0, steps.seconds, 6)):
+            assert bins.along(steps.tokens, steps, at).sum() == pytest.approx(steps.tokens.sum())
+        found = bins.along(np.array([1.0, 1.0, 5.0, 3.0]), steps, np.array([0.0, 1.0, 2.0, 5.0, 8.0]))
+        np.testing.assert_allclose(found, [1 + 1, 1 + 1, 3, 3])
+
+    def test_a_page_is_made(self, tmp_path, capsys, monkeypatch):
+        self.grouped(tmp_path)
+        ended = command(capsys, monkeypatch, "report", tmp_path / "two.h5")
+        assert ended.code == 0 and "8 in 2 independent groups" in ended.out, ended
 
 
 class TestRouting:
