@@ -55,7 +55,8 @@ def _compared(run: Measured, said: Plan, computed: np.ndarray) -> Block:
         axes.plot(layers, expected, "o", color=style.ORANGE, markersize=7, label="predicted by the plan")
         axes.plot(layers, found, "x", color=style.BLUE, label="measured")
         axes.axhline(1, color=style.GREY, linestyle="--", linewidth=1)
-        axes.set(xlabel="layer", ylabel="rows, fullest rank / mean")
+        axes.set(xlabel="layer", ylabel="rows, fullest rank / mean",
+                 ylim=(None, max(1.1, 1.05 * float(max(expected.max(), found.max())))))
         style.whole(axes.xaxis)
         style.above(axes)
     return Block(TITLE, says, Grid(("", ">predicted", ">measured", ">measured / predicted"), tuple(rows)),

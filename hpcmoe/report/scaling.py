@@ -119,6 +119,7 @@ def draw(found: dict[str, list[Run]], path: Path) -> None:
 
 def curves(found: dict[str, list[Run]], speed: Any, share: Any) -> None:
     """Tokens/s and efficiency on axes of their own."""
+    from matplotlib.ticker import LogLocator
     for (kind, runs), marker, color in zip(found.items(), "os", (style.BLUE, style.RED)):
         ranks, name = [run.ranks for run in runs], f"{kind} scaling"
         speed.loglog(ranks, [run.rate for run in runs], marker=marker, color=color, label=name)
@@ -131,5 +132,8 @@ def curves(found: dict[str, list[Run]], speed: Any, share: Any) -> None:
         axes.set_xlabel("ranks")
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
-        axes.legend()
-    share.set_ylim(bottom=0)
+        if len(found) > 1:
+            axes.legend()
+    speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    speed.yaxis.set_major_formatter("{x:,.10g}")
+    share.set_ylim(0, 105 * max(efficiency(run, runs[0]) for runs in found.values() for run in runs))

@@ -43,7 +43,7 @@ KINDS = {
     "exchange.h5": (octets, [("show", "exchange.h5")]),
     "plan.h5": (octets, [("show", "plan.h5"), (*RUN, "--set", "parallel.plan=plan.h5")]),
     "topology.h5": (octets, [("show", "topology.h5"), (*PLAN, "--topology", "topology.h5")]),
-    "ran.h5": (octets, [PLAN]),
+    "ran.h5": (octets, [PLAN, ("report", "ran.h5", "--text"), ("report", "out.h5", "ran.h5", "--text")]),
     "job.toml": (words, [CHECK, RUN]),
     "spec.toml": (words, [("check", "spec.toml"), ("check", "spec.toml", "--gpu-memory", "80GB")]),
     "p.jsonl": (words, [PROMPTS]),

@@ -36,7 +36,7 @@ from hpcmoe.__main__ import main as hpcmoe  # noqa: E402
 from hpcmoe.convert import checkpoint, gguf  # noqa: E402, F401
 from hpcmoe.errors import InputError  # noqa: E402
 from hpcmoe.files import vet  # noqa: E402
-from hpcmoe.report import check, plan, run, show  # noqa: E402, F401 (verbs import them when they run)
+from hpcmoe.report import check, plan, report, run, show  # noqa: E402, F401 (verbs import them when they run)
 
 SECONDS, BYTES = 10.0, 1 << 30
 """No input may take more of a core's time, or more memory."""
