@@ -16,10 +16,12 @@ from hpcmoe.types import STAGES
 class Clock:
     """Adds up seconds and bytes until they are read, and tells the trace of each span."""
 
-    def __init__(self, layers: int = 0, busy: Callable[[], float] = float, trace: Untraced | None = None) -> None:
-        """`busy` is that of the stream (see `Stream`): what it works during a wait hides the wait."""
+    def __init__(self, layers: int = 0, busy: Callable[[], float] = float, trace: Untraced | None = None,
+                 now: Callable[[], float] | None = None) -> None:
+        """`busy` is that of the stream (see `Stream`): what it works during a wait hides the wait. `now` tells the
+        time."""
         self.trace = trace or Untraced()
-        self._busy, self._traffic = busy, Traffic.none(layers)
+        self._busy, self._now, self._traffic = busy, now or time.perf_counter, Traffic.none(layers)
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._under_way: list[Trip] = []
         self._seen = self._worked = 0.0
@@ -29,11 +31,11 @@ class Clock:
     def stage(self, name: str, layer: int = -1, micro_batch: int = -1, rows: int = -1) -> Iterator[None]:
         """The block computes: its time counts for stage `name`. The rest is for the trace, -1 where it has no sense."""
         self.trace.push(name)
-        begin = time.perf_counter()
+        begin = self._now()
         try:
             yield
         finally:
-            end = time.perf_counter()
+            end = self._now()
             self._seconds[name] += end - begin
             self.trace.pop("pack" if name == "pack" else "compute", name, begin, end, layer, micro_batch, rows)
 
@@ -55,7 +57,7 @@ class Clock:
             count = sent()
             self._traffic.bytes[layer] += count
             self.trace.finish(span, "exchange", kind, trip.begin, trip.end, layer, micro_batch, rows, count)
-        trip = Trip(flight, kind, layer, micro_batch, landed)
+        trip = Trip(flight, kind, layer, micro_batch, landed, self._now)
         self._travel(trip.begin)
         self._under_way.append(trip)
         return trip
@@ -93,13 +95,13 @@ class Clock:
     def _waiting(self, name: str, stage: str, trip: Trip | None) -> Iterator[None]:
         """The block waits; its time counts for `stage`, for none where that is ""."""
         self.trace.push(name)
-        begin = time.perf_counter()
+        begin = self._now()
         self._travel(begin)
         self._waits = bool(stage)
         try:
             yield
         finally:
-            end = time.perf_counter()
+            end = self._now()
             self._travel(end)
             self._waits = False
             if stage:

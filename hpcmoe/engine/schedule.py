@@ -1,7 +1,9 @@
 """Whose turn it is. The order is fixed, never by readiness, so that all ranks start exchanges alike."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TypeGuard
 
 from hpcmoe.engine.clock import Clock
@@ -23,13 +25,41 @@ LONGEST = 2e-3
 """Seconds of the longest nap: a long message moves on at each look only."""
 
 
+@dataclass(frozen=True)
+class Pause:
+    """Nothing can go on until one of some flights is at its end."""
+
+    flight: Flight
+    """what the turn waits for"""
+    watched: tuple[Flight, ...]
+    """all that is looked at meanwhile, itself included; just itself where there is nothing else"""
+
+
+Turns = Generator[Pause, None, list[Outcome]]
+"""Micro-batches in turn, up to each pause. To be gone on with when time has passed; behind a pause of one flight once
+that is at its end."""
+
+
 def serial(steps: Sequence[Step], clock: Clock, idle: Idle, attend: Idle) -> list[Outcome]:
     """One micro-batch after another."""
-    return [outcome for step in steps for outcome in overlapped([step], clock, idle, attend)]
+    return _drive(serial_turns(steps, clock), idle, attend)
 
 
 def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle, attend: Idle) -> list[Outcome]:
-    """Micro-batches in turn: while one's rows travel, the other's arithmetic runs on the stream.
+    """Micro-batches in turn: while one's rows travel, the other's arithmetic runs on the stream."""
+    return _drive(overlapped_turns(steps, clock), idle, attend)
+
+
+def serial_turns(steps: Sequence[Step], clock: Clock) -> Turns:
+    """What `serial` does, with its waits left to the caller."""
+    outcomes = []
+    for step in steps:
+        outcomes += yield from overlapped_turns([step], clock)
+    return outcomes
+
+
+def overlapped_turns(steps: Sequence[Step], clock: Clock) -> Turns:
+    """What `overlapped` does, with its waits left to the caller.
 
     A turn ends when the step's next rows have left, or the step itself. Whoever waits in it hands the others' rows,
     where they have arrived, to the stream: that starts no exchange, so it needs no turn, and the stream need not wait.
@@ -51,25 +81,37 @@ def overlapped(steps: Sequence[Step], clock: Clock, idle: Idle, attend: Idle) ->
                 advance(turn)
         return flights[mine].test()
 
-    def await_and_advance(turn: int) -> None:
-        """Waits for what the step waits for, and continues it."""
-        begin = time.perf_counter()
-        between = idle if flights[turn].stage else attend
-        with clock.waiting(flights[turn]):
-            while len(flights) > 1 and not look(turn):
-                between()
-                if computed := next((flight for flight in flights.values() if _runs(flight)), None):
-                    computed.nap(min(LONGEST, SHARE * (time.perf_counter() - begin)))
-            flights[turn].wait()
-        advance(turn)
-
     while flights:
         for turn in range(len(steps)):
             while turn in flights:
-                await_and_advance(turn)
+                with clock.waiting(flights[turn]):
+                    while len(flights) > 1 and not look(turn):
+                        yield Pause(flights[turn], tuple(flights.values()))
+                    yield Pause(flights[turn], (flights[turn],))
+                advance(turn)
                 if isinstance(flights.get(turn), Trip):
                     break
     return [outcomes[turn] for turn in range(len(steps))]
+
+
+def _drive(turns: Turns, idle: Idle, attend: Idle) -> list[Outcome]:
+    """Waits at each pause: between two looks as `Schedule` says, and in naps while there is arithmetic."""
+    flight, begin = None, 0.0
+    with closing(turns):
+        while True:
+            try:
+                pause = next(turns)
+            except StopIteration as end:
+                return end.value
+            if len(pause.watched) == 1:
+                pause.flight.wait()
+                flight = None
+                continue
+            if pause.flight is not flight:
+                flight, begin = pause.flight, time.perf_counter()
+            (idle if flight.stage else attend)()
+            if computed := next((other for other in pause.watched if _runs(other)), None):
+                computed.nap(min(LONGEST, SHARE * (time.perf_counter() - begin)))
 
 
 def _runs(flight: Flight) -> TypeGuard[Event]:

@@ -17,12 +17,12 @@ class Trip:
     stage = "exchange"
 
     def __init__(self, flight: Flight, kind: str, layer: int, micro_batch: int,
-                 landed: Callable[["Trip"], None]) -> None:
+                 landed: Callable[["Trip"], None], now: Callable[[], float] | None = None) -> None:
         """`flight` may start later; kind is "dispatch", "return", "gather" or "bring"; `landed` is called once, in the
-        end."""
+        end; `now` tells the time."""
         self.kind, self.layer, self.micro_batch = kind, layer, micro_batch
-        self._flight, self._landed = flight, landed
-        self.begin = time.perf_counter()
+        self._flight, self._landed, self._now = flight, landed, now or time.perf_counter
+        self.begin = self._now()
         self.end: float | None = None
 
     def test(self) -> bool:
@@ -38,7 +38,7 @@ class Trip:
             self._land()
 
     def _land(self) -> None:
-        self.end = time.perf_counter()
+        self.end = self._now()
         self._landed(self)
 
 

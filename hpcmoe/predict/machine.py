@@ -1,0 +1,80 @@
+"""What a GPU, its links and a rank's main thread are taken to do, from TOML files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcmoe import tables
+from hpcmoe.errors import JobError
+from hpcmoe.tables import Bad, key
+
+FOLDER = Path(__file__).parent / "hardware"
+"""The files that come with the program."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computes. What is reached of both rates is a share, the same for all stages."""
+
+    flops: float = key(help="FLOP/s at most, in the dtype of the weights", least=1)
+    flops_share: float = key(1.0, help="part of them that products reach", least=1e-3, most=1)
+    rate: float = key(help="bytes/s of its memory at most", least=1)
+    rate_share: float = key(1.0, help="part of them that kernels reach", least=1e-3, most=1)
+    memory: float = key(help="bytes of its memory that a rank may take", least=1)
+    weight: int = key(2, help="bytes of a weight as it is kept", least=2, most=4)
+    value: int = key(2, help="bytes of a value of a row", least=2, most=4)
+
+
+@dataclass(frozen=True)
+class Links:
+    """What lies between ranks. A rank has a link of its own to its node, and one out of it; each works both ways."""
+
+    ranks_per_node: int = key(help="GPUs of a node", least=1)
+    near_rate: float = key(help="bytes/s of a rank inside its node, each way", least=1)
+    far_rate: float = key(help="bytes/s of a rank to and from other nodes, each way", least=1)
+    near_latency: float = key(0.0, help="seconds until the first byte of a message is there, inside a node", least=0)
+    far_latency: float = key(0.0, help="and between nodes", least=0)
+    start: float = key(0.0, help="seconds that an exchange takes beside latency, messages and bytes", least=0)
+    message: float = key(0.0, help="seconds of each message to a peer that has rows, by exact counts", least=0)
+    request: float = key(0.0, help="seconds of each message of a persistent request", least=0)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Seconds that a stage takes beside its bytes and FLOPs, each time: launches, and what is not in the formulas."""
+
+    attention: float = key(0.0, help="of attention, or of a dense block, in a layer", least=0)
+    gate: float = key(0.0, help="of a gate", least=0)
+    pack: float = key(0.0, help="of packing rows, or of ordering those that came", least=0)
+    expert: float = key(0.0, help="of each expert that has rows", least=0)
+    combine: float = key(0.0, help="of summing answers", least=0)
+    head: float = key(0.0, help="of the head and the choice of tokens", least=0)
+    host: float = key(0.0, help="of the main thread for each piece of work that it begins", least=0)
+    step: float = key(0.0, help="of the main thread between two steps", least=0)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """All that a prediction takes of a machine."""
+
+    name: str = key(help="what to call it")
+    device: Device = key(help="what computes")
+    links: Links = key(help="what lies between ranks")
+    overhead: Overhead = key(Overhead(), help="what a stage takes beside its work")
+
+
+def known() -> list[str]:
+    """Names of the files that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(words: str) -> Hardware:
+    """The hardware of that name, or in the TOML file at that path. Raises `JobError`."""
+    path = FOLDER / f"{words}.toml" if words in known() else Path(words)
+    if path.suffix != ".toml":
+        raise JobError(f"--hardware {words}: there is none of that name: take one of {', '.join(known())}, or a TOML "
+                       "file, as hpcmoe bench machine writes it")
+    try:
+        found: Hardware = tables.build(Hardware, tables.read(path, JobError, "hardware file"))
+    except Bad as bad:
+        raise JobError(f"{path}: {bad}") from None
+    return found
