@@ -149,7 +149,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Job:
 
     Paths in the file are relative to the file, those in overrides to the working directory.
     """
-    table = tables.read(path, JobError, "job file")
+    return build(tables.read(path, JobError, "job file"), overrides, path)
+
+
+def build(table: dict, overrides: Iterable[str], path: Path) -> Job:
+    """The job of a table that `path` has, or stands for; else as `load`."""
     _absolute(table, path.resolve().parent)
     for text in overrides:
         _override(table, text)

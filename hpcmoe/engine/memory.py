@@ -73,15 +73,14 @@ def plan_sizes(model: ModelSpec, job: Job, lengths: np.ndarray, ranks: int) -> S
     return Sizes(min(sequences, tokens), tokens, length)
 
 
-def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, memory: str) -> Memory:
-    """What the fullest rank needs where it computes in `memory`, one of `array.MEMORY`."""
-    full = fullest(placements)
-    held, shard, team = held_by(placements, full), shard_of(placements, full), job.parallel.attention_tensor
-    kept, here = cut(model, shard, Shard(0, team)), local(model, Shard(0, team))
+def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes, memory: str,
+                taken: dict[str, int] | None = None) -> Memory:
+    """What the fullest rank needs where it computes in `memory`, one of `array.MEMORY`; `taken` are its weights, where
+    they are known."""
+    shard, team = shard_of(placements, fullest(placements)), job.parallel.attention_tensor
+    here, taken = local(model, Shard(0, team)), taken or plan_weights(model, job, placements, memory)
     if memory == "device":
-        taken = weights.size(model, held, footprint.tensor, kept) | _coming(model, job, placements, footprint.tensor)
         return _on_device(model, here, job, placements, sizes, taken)
-    taken = weights.size(model, held, _on_host, kept) | _coming(model, job, placements, _on_host)
     dtype = array.DTYPES[job.compute.dtype]
     value = dtype.itemsize
     exchange = exchanges_of_team(model, team, sizes.tokens, value)
@@ -92,6 +91,13 @@ def plan_memory(model: ModelSpec, job: Job, placements: Placements, sizes: Sizes
         rungs, pieces = _requests(model, model.moe, job, placements, sizes.tokens, dtype)
         requests = pieces if _may_stage(job) else rungs
     return Memory(taken, cache.size(here, team * sizes.sequences, sizes.length, value), exchange, requests)
+
+
+def plan_weights(model: ModelSpec, job: Job, placements: Placements, memory: str) -> dict[str, int]:
+    """Bytes of the fullest rank's weights, by part of the model."""
+    full, size = fullest(placements), footprint.tensor if memory == "device" else _on_host
+    kept = cut(model, shard_of(placements, full), Shard(0, job.parallel.attention_tensor))
+    return weights.size(model, held_by(placements, full), size, kept) | _coming(model, job, placements, size)
 
 
 def exchanges_of_team(model: ModelSpec, team: int, tokens: int, value: int) -> int:

@@ -16,10 +16,10 @@ class Device:
     """What computes. What is reached of both rates is a share, the same for all stages."""
 
     flops: float = key(help="FLOP/s at most, in the dtype of the weights", least=1)
-    flops_share: float = key(1.0, help="part of them that products reach", least=1e-3, most=1)
     rate: float = key(help="bytes/s of its memory at most", least=1)
-    rate_share: float = key(1.0, help="part of them that kernels reach", least=1e-3, most=1)
     memory: float = key(help="bytes of its memory that a rank may take", least=1)
+    flops_share: float = key(1.0, help="part of its FLOP/s that products reach", least=1e-3, most=1)
+    rate_share: float = key(1.0, help="part of its bytes/s that kernels reach", least=1e-3, most=1)
     weight: int = key(2, help="bytes of a weight as it is kept", least=2, most=4)
     value: int = key(2, help="bytes of a value of a row", least=2, most=4)
 

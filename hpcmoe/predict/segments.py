@@ -1,0 +1,204 @@
+"""The segments of a step that cost simulated time only: `layer.Segments`, cut where `engine.segments` cuts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hpcmoe.engine.layer import Team
+from hpcmoe.engine.trip import Trip
+from hpcmoe.predict import cost
+from hpcmoe.predict.cost import Work as Cost
+from hpcmoe.predict.meetings import Meetings
+from hpcmoe.predict.rank import Computed, Crossing, Rank
+from hpcmoe.predict.rows import Journey, LayerRows
+from hpcmoe.types import Batch, Outcome
+
+NONE = np.empty(0, np.int64)
+NOTHING = Outcome(NONE, NONE, NONE, NONE, NONE, NONE)
+
+
+@dataclass
+class Work:
+    """The handle of a micro-batch."""
+
+    batch: Batch
+    number: int
+    layer: int = 0
+    begun: int = 0
+    """layers with experts that it has begun"""
+    waits: bool = False
+    """whether its tokens are ready to leave for the team's attention"""
+    rows: LayerRows = field(init=False)
+    trip: Trip = field(init=False)
+    leaving: Crossing = field(init=False)
+
+
+class Simulated:
+    """A class of ranks. A `layer.Segments`."""
+
+    exact: frozenset[int] = frozenset()
+
+    def __init__(self, rank: Rank, meetings: Meetings) -> None:
+        drawn = meetings.drawn
+        self.model, self.hw, self.layout = drawn.model, drawn.hw, drawn.layout
+        self.rank, self.meetings = rank, meetings
+        self.moe_layers: Sequence[int] = self.model.moe_layers
+        self.team: Team | None = SimulatedTeam(self) if self.layout.team > 1 else None
+
+    def go(self, rows: int) -> None:
+        """See `layer.Segments`: nothing here depends on it."""
+
+    def begin(self, batch: Batch, number: int) -> Work:
+        """See `layer.Segments`."""
+        return Work(batch, number)
+
+    def enter(self, work: Work) -> Computed:
+        """See `layer.Segments`."""
+        return self._begin(work, self._to_next_gate(work))
+
+    def tally(self, work: Work) -> Crossing:
+        """See `layer.Segments`; `exact` is empty."""
+        raise NotImplementedError
+
+    def spread(self, work: Work) -> Computed:
+        """See `layer.Segments`; `exact` is empty."""
+        raise NotImplementedError
+
+    def count(self, work: Work) -> Crossing:
+        """See `layer.Segments`."""
+        self._host()
+        work.leaving = Crossing(self.rank)
+        work.trip = self._depart(work, "dispatch", work.leaving, work.rows.there)
+        return self.meetings.tell(self.rank, "counts", work)
+
+    def dispatch(self, work: Work) -> Trip:
+        """See `layer.Segments`."""
+        self._host()
+        self.meetings.travel(self.rank, "dispatch", work, work.rows.there, work.leaving)
+        assert self.model.moe
+        if self.model.moe.shared_hidden:
+            self._begin(work, [cost.shared(self.model, self.hw, work.batch.rows)])
+        return work.trip
+
+    def expert(self, work: Work) -> Computed:
+        """See `layer.Segments`."""
+        rows, me = work.rows, self.rank.number
+        self._host()
+        if self.meetings.most_slots > 1 or len(rows.there.hops) > 1:
+            self._run(work, [cost.pack(self.hw, float(rows.received[me]), self.model.hidden)])
+        done = Cost("expert", float(rows.bytes[me]), float(rows.flops[me]))
+        return self.rank.compute_for(float(rows.seconds[me]), done, work.layer, work.number, round(rows.computed[me]))
+
+    def collect(self, work: Work) -> Trip:
+        """See `layer.Segments`."""
+        self._host()
+        crossing = Crossing(self.rank)
+        trip = self._depart(work, "return", crossing, work.rows.home)
+        self.meetings.travel(self.rank, "return", work, work.rows.home, crossing)
+        return trip
+
+    def leave_enter(self, work: Work) -> Computed:
+        """See `layer.Segments`."""
+        summed = cost.combine(self.model, self.hw, work.batch.rows, self.layout.shards)
+        self._run(work, [summed])
+        work.layer += 1
+        return self._begin(work, self._to_next_gate(work))
+
+    def head(self, work: Work) -> Computed:
+        """See `layer.Segments`."""
+        return self._begin(work, [cost.head(self.model, self.hw, len(work.batch.wanted))])
+
+    def outcome(self, work: Work) -> Outcome:
+        """See `layer.Segments`: no token is chosen here."""
+        return NOTHING
+
+    def go_on(self, work: Work) -> list[Cost]:
+        """What follows an attention, up to the next gate or attention."""
+        if self.model.is_dense(work.layer):
+            work.layer += 1
+            return [cost.dense(self.model, self.hw, work.batch.rows), *self._to_next_gate(work)]
+        work.rows = self.meetings.rows(work.number, work.layer, work.begun, work.batch.rows)
+        work.begun += 1
+        leaving = float(work.rows.there.rows[self.rank.number])
+        return [cost.gate(self.model, self.hw, work.batch.rows), cost.pack(self.hw, leaving, self.model.hidden)]
+
+    def _to_next_gate(self, work: Work) -> list[Cost]:
+        if work.layer == self.model.layers:
+            return []
+        if self.team:
+            work.waits = True
+            return []
+        return [self.meetings.attention(work.layer, work.batch.spans), *self.go_on(work)]
+
+    def _begin(self, work: Work, costs: list[Cost]) -> Computed:
+        self._host()
+        return self._run(work, costs)
+
+    def _run(self, work: Work, costs: list[Cost]) -> Computed:
+        return self.rank.compute(*costs, layer=work.layer, micro_batch=work.number, rows=work.batch.rows)
+
+    def _host(self) -> None:
+        """The main thread begins something."""
+        self.rank.now += self.hw.overhead.host
+
+    def _depart(self, work: Work, kind: str, crossing: Crossing, journey: Journey) -> Trip:
+        me = self.rank.number
+        return self.rank.clock.depart(crossing, kind, work.layer, work.number, round(float(journey.rows[me])),
+                                      lambda: journey.sent[me])
+
+
+class SimulatedTeam:
+    """Its team. A `layer.Team`."""
+
+    def __init__(self, segments: Simulated) -> None:
+        self._of = segments
+        self._size = segments.layout.team
+
+    def meet(self, work: Work) -> Crossing:
+        """See `layer.Team`."""
+        return self._of.meetings.meet(self._of.rank, work)
+
+    def attends(self, work: Work) -> bool:
+        """See `layer.Team`."""
+        return work.waits
+
+    def gather(self, work: Work) -> Trip:
+        """See `layer.Team`."""
+        return self._leave(work, "gather")
+
+    def attend(self, work: Work) -> Computed:
+        """See `layer.Team`."""
+        of, spans = self._of, self._of.meetings.team_spans(work.batch.spans)
+        return of._begin(work, [of.meetings.attention(work.layer, spans)])
+
+    def bring(self, work: Work) -> Trip:
+        """See `layer.Team`."""
+        return self._leave(work, "bring")
+
+    def join(self, work: Work) -> Computed:
+        """See `layer.Team`."""
+        of = self._of
+        work.waits = False
+        return of._begin(work, [cost.team_join(of.model, of.hw, self._size, work.batch.rows), *of.go_on(work)])
+
+    def look(self, work: Work) -> None:
+        """See `layer.Team`; part of `enter`."""
+
+    def ready(self, work: Work) -> None:
+        """See `layer.Team`; part of what comes before."""
+
+    def free(self) -> None:
+        """See `layer.Team`."""
+
+    def _leave(self, work: Work, kind: str) -> Trip:
+        of = self._of
+        of._host()
+        crossing = Crossing(of.rank)
+        near, parts = of.meetings.team_near, cost.team_bytes(of.model, of.hw.device, self._size, work.batch.rows)
+        sent = np.zeros(3, np.int64)
+        sent[1 if near else 2] = round(parts[kind == "bring"])
+        trip = of.rank.clock.depart(crossing, kind, work.layer, work.number, (self._size - 1) * work.batch.rows,
+                                    lambda: sent)
+        of.meetings.team_travel(of.rank, kind, work, parts[kind == "bring"], crossing)
+        return trip
