@@ -43,7 +43,8 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help run test test-unit test-mpi test-openmpi test-launch test-slurm test-long test-gpu bench-gpu bench-overlap \
-	bench-commit bench-shrink bench-topology bench-twohop bench-plan soak fuzz lint clean slurm browser again
+	bench-commit bench-shrink bench-topology bench-twohop bench-plan experiment validate-predict soak fuzz lint clean slurm \
+	browser again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -115,6 +116,9 @@ bench-commit: .venv/stamp ## what a checkpoint every minute costs, on NP ranks t
 
 bench-plan: .venv/stamp ## how long a plan for 512 experts and ranks, 61 layers and 64 nodes takes on one core
 	@OMP_NUM_THREADS=1 .venv/bin/python tests/bench/plan.py $(ARGS)
+
+experiment: .venv/stamp ## the seed's experiment, predicted: table and plots in out/experiment/
+	@OMP_NUM_THREADS=1 .venv/bin/python tests/bench/experiment.py out/experiment $(ARGS)
 
 soak: .venv/stamp ## kills jobs 200 times, goes on with them, compares what comes of it; ARGS="--kills 50 --seed 7"
 	@.venv/bin/python tests/soak.py $(ARGS)

@@ -11,9 +11,9 @@ from hpcmoe.spec import Moe
 
 DRAWN = 1 << 14
 """Tokens by which it is found how often one has two of its experts on one rank or node."""
-EXACT = 16
+EXACT = 8
 """Ranks up to which each is simulated by itself."""
-BINS = 8
+BINS = 4
 """Classes of ranks, where there are more: the fullest one of each layer, and those behind it in parts of equal size."""
 
 
