@@ -32,9 +32,10 @@ class Meeting:
 
 
 class Meetings:
-    """Those of one group of ranks; `resolved` is told of each rank that the end of something has become known to."""
+    """Those of one group of ranks; `resolved` is told of each rank that has come to know the end of
+    something, and of that end."""
 
-    def __init__(self, drawn: Drawn, resolved: Callable[[int], None]) -> None:
+    def __init__(self, drawn: Drawn, resolved: Callable[[int, float], None]) -> None:
         self.drawn, self._resolved = drawn, resolved
         self.step = 0
         classes, at, team = drawn.classes, drawn.at, drawn.layout.team
@@ -144,4 +145,4 @@ class Meetings:
     def _end(self, meeting: Meeting, at: np.ndarray) -> None:
         for member, end in zip(meeting.members.tolist(), at.tolist()):
             meeting.come[member][1].at = end
-            self._resolved(member)
+            self._resolved(member, end)

@@ -86,9 +86,9 @@ class _State:
     due: float = inf
     """when it is looked at next"""
 
-    def park(self, heap: list[tuple[float, int]]) -> None:
-        """Until the next of what is under way ends, as far as that is known."""
-        wake = self.rank.wake
+    def park(self, heap: list[tuple[float, int]], at: float) -> None:
+        """Until `at`, or now where that is past, if not until something earlier already."""
+        wake = max(at, self.rank.now)
         if wake < self.due:
             self.due = wake
             heapq.heappush(heap, (wake, self.rank.number))
@@ -129,9 +129,9 @@ def simulate(model: ModelSpec, hw: Hardware, layout: Layout, given: Given, batch
     heap: list[tuple[float, int]] = []
     states: list[_State] = []
 
-    def resolved(number: int) -> None:
+    def resolved(number: int, at: float) -> None:
         if states[number].parked:
-            states[number].park(heap)
+            states[number].park(heap, at)
     meetings = Meetings(drawn, resolved)
     turns = schedule.overlapped_turns if layout.overlapped else schedule.serial_turns
     for number, slow in enumerate(classes.slow.tolist()):
@@ -172,7 +172,7 @@ def _go_on(state: _State, at: float, heap: list[tuple[float, int]]) -> None:
         if len(state.pause.watched) > 1:  # all have been looked at: time must pass
             break
     state.parked = True
-    state.park(heap)
+    state.park(heap, rank.wake)
 
 
 def _life(state: _State, meetings: Meetings, batches: Sequence[Batch], parts: int,

@@ -73,6 +73,16 @@ def topology(ranks_per_node: int, device: str, output: Path | None) -> None:
     sys.exit(bench_topology(ranks_per_node, device, output))
 
 
+@bench.command(short_help="What this machine does, for hpcmoe predict.")
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="What computes.")
+@click.option("-o", "--output", type=FILE, help="The hardware file to write, a TOML file.")
+def machine(device: str, output: Path | None) -> None:
+    """Time steps of small models, as in mpiexec -n 4 hpcmoe bench machine -o this-machine.toml, and fit to them what
+    hpcmoe predict --hardware this-machine.toml takes of a machine."""
+    from hpcmoe.report.bench_machine import bench_machine
+    sys.exit(bench_machine(device, output))
+
+
 @bench.command(short_help="How speed grows with the ranks.")
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("--plot", type=FILE, help="Draw it, too: a .png, .pdf or .svg. Needs matplotlib.")

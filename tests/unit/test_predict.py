@@ -159,6 +159,15 @@ def test_splits_are_simulated(parallel):
     assert sent == pytest.approx(team_bytes + rows, rel=0.01)
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 16])
+def test_links_that_take_no_time_hold_nobody_up(ranks):
+    """Rows that come at the moment at which they are waited for wake whom they are for."""
+    ones = Overhead(*[1.0] * 8)
+    hw = Hardware("fast", Device(1e30, 1e30, 1e30), Links(1, 1e30, 1e30), ones)
+    for turns in ("serial", "overlapped"):
+        assert run(model(), Layout(ranks, bare(schedule=Schedule(turns, 2))), hw=hw).steps[-1].seconds > 1
+
+
 def test_replicas_even_the_load():
     spec = model(experts=4)
     use = simulate.Given(demand.skewed(spec.moe, len(spec.moe_layers), 1.0, 0))
