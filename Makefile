@@ -120,6 +120,9 @@ bench-plan: .venv/stamp ## how long a plan for 512 experts and ranks, 61 layers 
 experiment: .venv/stamp ## the seed's experiment, predicted: table and plots in out/experiment/
 	@OMP_NUM_THREADS=1 .venv/bin/python tests/bench/experiment.py out/experiment $(ARGS)
 
+validate-predict: .venv/stamp ## predicted against measured steps, of shapes that the calibration did not see
+	@.venv/bin/python tests/bench/predict.py $(ARGS)
+
 soak: .venv/stamp ## kills jobs 200 times, goes on with them, compares what comes of it; ARGS="--kills 50 --seed 7"
 	@.venv/bin/python tests/soak.py $(ARGS)
 

@@ -1,24 +1,29 @@
 """`bench machine`: what this machine's ranks do, as `hpcmoe predict` takes it.
 
 Steps of small models are timed, stage by stage; simulated, they tell how many bytes and FLOPs each stage has, and how
-often it is begun. Two rates and an overhead of each stage are fitted to the times: t = n o + max(bytes / r, FLOPs / f).
+often it is begun. Rates, and an overhead of each stage, are fitted to the times: t = n o + max(bytes / r, FLOPs / f)
++ copied / c, the bytes of weights that a CPU's BLAS copies.
 """
 
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
+from itertools import product
 
 import numpy as np
+from mpi4py import MPI
 
 from hpcmoe import array
 from hpcmoe.config import Generate, Schedule
 from hpcmoe.engine import device, layer, schedule
 from hpcmoe.engine.memory import Sizes
 from hpcmoe.engine.seats import place
-from hpcmoe.exchange import tune
+from hpcmoe.exchange.interface import until
 from hpcmoe.exchange.lane import Way
 from hpcmoe.exchange.watch import Unwatched
 from hpcmoe.files.drawn import Drawn
+from hpcmoe.kernels.linear import FEW
 from hpcmoe.launch import World
 from hpcmoe.predict.demand import Demand
 from hpcmoe.predict.layout import Layout, bare
@@ -28,10 +33,13 @@ from hpcmoe.slots import held_by
 from hpcmoe.spec import Attention, ModelSpec, Moe
 from hpcmoe.types import STAGES, Batch
 
-ROUNDS = 9
+LEAST, MOST = 9, 60
+"""Steps of a shape: as many as take `CALM` seconds, within these."""
+CALM = 0.8
 COMPUTED = tuple(stage for stage in STAGES if stage != "exchange")
-GRID = 60
-"""Rates of each kind that are tried."""
+RATES = {"host": (np.geomspace(1e9, 2e12, 30), np.geomspace(5e9, 5e12, 30), np.geomspace(5e8, 1e12, 15)),
+         "device": (np.geomspace(1e11, 1e13, 40), np.geomspace(1e13, 2e15, 40), np.zeros(1))}
+"""Bytes/s, FLOP/s and bytes/s of copies that are tried."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ SHAPES = (Shape(256, 256, 4, 1, 1, 1, 16), Shape(256, 512, 4, 2, 2, 8, 64), Shap
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians of a shape's steps."""
+    """The fastest of a shape's steps: others on the machine slow some."""
 
     shape: Shape
     seconds: float
@@ -79,7 +87,7 @@ class Measured:
     """`[layers, E]`: how likely a token went to each expert"""
 
 
-def measure(world: World, shape: Shape, rounds: int = ROUNDS) -> Measured:
+def measure(world: World, shape: Shape) -> Measured:
     """Steps of one micro-batch. Collective; the same on all ranks."""
     spec = shape.model(world.size)
     placements, dtype = place(spec, world.size), array.FLOAT32 if world.memory == "host" else array.BFLOAT16
@@ -87,25 +95,29 @@ def measure(world: World, shape: Shape, rounds: int = ROUNDS) -> Measured:
     sizes = Sizes(shape.sequences, shape.sequences * max(shape.rows, shape.cached), spec.context)
     segments = device.open_segments(world.comm, Unwatched(world.idle), spec, held, placements, sizes, Generate(), dtype,
                                     Way(memory=world.memory), 1, overlapped=False)
-    batch, took, load = shape.batch, [], np.zeros((spec.layers, spec.experts))
-
-    def step() -> None:
-        nonlocal load
+    def step(batch: Batch) -> tuple[float, np.ndarray, np.ndarray]:
+        """Seconds, stages and rows of this rank."""
+        until(world.comm.Ibarrier().Test, world.idle)
+        segments.clock.read()
+        begin = time.perf_counter()
         outcome, = schedule.serial([layer.step(segments, batch, 0)], segments.clock, world.idle, world.idle)
-        load = outcome.load
-        took.append(segments.clock.read())
+        return time.perf_counter() - begin, segments.clock.read(), outcome.load
     if shape.cached:  # what the tokens are behind of is computed once
-        first = batch_of(spec, [(shape.cached, 0)] * shape.sequences)
-        schedule.serial([layer.step(segments, first, 0)], segments.clock, world.idle, world.idle)
-    segments.clock.read()
-    seconds = tune.medians(world.comm, world.idle, {"warm": step}, 2)
-    took.clear()
-    seconds = tune.medians(world.comm, world.idle, {"step": step}, rounds)
+        step(batch_of(spec, [(shape.cached, 0)] * shape.sequences))
+    step(shape.batch)
+    rounds, best = 0, (np.inf, np.zeros(len(STAGES)), np.zeros((0, 0)))
+    end = time.perf_counter() + CALM
+    while rounds < LEAST or (rounds < MOST and world.comm.bcast(time.perf_counter() < end)):
+        mine, stages, load = step(shape.batch)
+        seconds = world.comm.allreduce(mine, MPI.MAX)
+        if seconds < best[0]:
+            best = seconds, stages, load
+        rounds += 1
     segments.free()
-    stages = world.comm.allreduce(np.median(took, axis=0)) / world.size
-    rows = world.comm.allreduce(load.astype(np.float64))
-    return Measured(shape, seconds["step"], stages, spec.moe.top_k * rows / rows.sum(axis=1, keepdims=True)
-                    if spec.moe else rows)
+    rows = world.comm.allreduce(best[2].astype(np.float64))
+    assert spec.moe
+    return Measured(shape, best[0], world.comm.allreduce(best[1]) / world.size,
+                    spec.moe.top_k * rows / rows.sum(axis=1, keepdims=True))
 
 
 def simulated(measured: Measured, hw: Hardware, ranks: int):
@@ -121,37 +133,70 @@ def simulated(measured: Measured, hw: Hardware, ranks: int):
 def fit(found: Sequence[Measured], ranks: int, ranks_per_node: int, name: str, value: int) -> Hardware:
     """Hardware that takes as long, as nearly as can be, for values of so many bytes."""
     ones = Overhead(**{field.name: float(field.name in COMPUTED) for field in fields(Overhead)})
-    counting = Hardware(name, Device(1e30, 1e30, 1e30, weight=value, value=value),
+    memory = "host" if value == 4 else "device"
+    few = FEW if memory == "host" else 0
+    counting = Hardware(name, Device(1e30, 1e30, 1e30, few=few, copy_rate=1e30, weight=value, value=value),
                         Links(ranks_per_node, 1e30, 1e30), ones)
     steps = [simulated(one, counting, ranks) for one in found]
     share = np.array([1 / one.seconds for one in found])  # errors count in parts of a step
     times = {stage: np.array([one.stages[STAGES.index(stage)] for one in found]) for stage in STAGES}
-    best, chosen = np.inf, (0.0, 0.0, dict[str, float]())
-    work = {stage: np.array([[step.done[stage][0].bytes, step.done[stage][0].flops, step.done[stage][1]]
-                             for step in steps]) for stage in COMPUTED}
-    for rate in np.geomspace(1e8, 1e13, GRID):
-        for flops in np.geomspace(1e9, 1e15, GRID):
-            error, over = _overheads(work, times, share, rate, flops)
-            if error < best:
-                best, chosen = error, (rate, flops, over)
-    rate, flops, over = chosen
-    links = _links(found, steps, share, ranks_per_node)
+    spans = np.array([one.shape.layers * one.shape.sequences for one in found], np.float64)
+    work = {stage: Known(times[stage], *np.array([[w.bytes, w.flops, w.copied, count] for w, count in
+                                                  (step.done[stage] for step in steps)]).T) for stage in COMPUTED}
+    best, chosen = np.inf, (0.0, 0.0, 0.0, dict[str, float]())
+    for rate, flops, copies in product(*RATES[memory]):
+        error, over = _overheads(work, spans, share, rate, flops, copies)
+        if error < best:
+            best, chosen = error, (rate, flops, copies, over)
+    rate, flops, copies, over = chosen
     host = np.array([one.seconds - one.stages.sum() for one in found])
     begun = np.array([2 + 5 * one.shape.layers for one in found], np.float64)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / min(ranks, ranks_per_node)
-    return Hardware(name, Device(float(flops), float(rate), memory, weight=value, value=value), links,
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / min(ranks, ranks_per_node)
+    kept = Device(float(flops), float(rate), room, few=few, copy_rate=float(copies), weight=value, value=value)
+    return Hardware(name, kept, _links(found, steps, share, ranks_per_node),
                     Overhead(**over, host=_positive(begun, host, share)))
 
 
-def _overheads(work: Mapping[str, np.ndarray], times: Mapping[str, np.ndarray], share: np.ndarray, rate: float,
-               flops: float) -> tuple[float, dict[str, float]]:
+@dataclass(frozen=True)
+class Known:
+    """What is known of a stage, `[shapes]` each."""
+
+    seconds: np.ndarray
+    bytes: np.ndarray
+    flops: np.ndarray
+    copied: np.ndarray
+    count: np.ndarray
+    """how often it was begun"""
+
+
+def _overheads(work: Mapping[str, Known], spans: np.ndarray, share: np.ndarray, rate: float, flops: float,
+               copies: float) -> tuple[float, dict[str, float]]:
     """The overhead of each stage that fits these rates best, and the sum of squares that is left."""
     error, over = 0.0, {}
-    for stage, table in work.items():
-        rest = times[stage] - np.maximum(table[:, 0] / rate, table[:, 1] / flops)
-        over[stage] = _positive(table[:, 2], rest, share)
-        error += float((((rest - over[stage] * table[:, 2]) * share) ** 2).sum())
+    for stage, known in work.items():
+        rest = known.seconds - np.maximum(known.bytes / rate, known.flops / flops)
+        if copies:
+            rest = rest - known.copied / copies
+        if stage == "attention":
+            over[stage], over["span"] = _two(known.count, spans, rest, share)
+            rest = rest - over["span"] * spans
+        else:
+            over[stage] = _positive(known.count, rest, share)
+        error += float((((rest - over[stage] * known.count) * share) ** 2).sum())
     return error, over
+
+
+def _two(a: np.ndarray, b: np.ndarray, seconds: np.ndarray, share: np.ndarray) -> tuple[float, float]:
+    """Seconds of each of both counts, by least squares; 0 at least."""
+    A, B, y = a * share, b * share, seconds * share
+    aa, ab, bb, ay, by = A @ A, A @ B, B @ B, A @ y, B @ y
+    determinant = aa * bb - ab * ab
+    if determinant > 1e-12 * aa * bb:
+        first, second = (bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant
+        if first >= 0 and second >= 0:
+            return float(first), float(second)
+    first, second = max(0.0, ay / aa), max(0.0, by / bb)
+    return (first, 0.0) if ((y - first * A) ** 2).sum() <= ((y - second * B) ** 2).sum() else (0.0, second)
 
 
 def _positive(count: np.ndarray, seconds: np.ndarray, share: np.ndarray) -> float:
@@ -178,4 +223,4 @@ def rounded(hw: Hardware) -> dict:
     def short(value):
         return {k: short(v) for k, v in value.items()} if isinstance(value, dict) else (
             float(f"{value:.3g}") if isinstance(value, float) else value)
-    return short(asdict(replace(hw)))
+    return short(asdict(hw))

@@ -31,24 +31,30 @@ class Work:
     flops: float = 0.0
     fixed: float = 0.0
     """seconds"""
+    copied: float = 0.0
+    """bytes of weights that a product copies first"""
 
     def seconds(self, device: Device) -> float:
-        return max(*self.parts(device)[:2]) + self.fixed
+        memory, flops, fixed = self.parts(device)
+        return max(memory, flops) + fixed
 
     def parts(self, device: Device) -> tuple[float, float, float]:
         """Seconds that each of `BOUNDS` asks for."""
         return (self.bytes / (device.rate * device.rate_share), self.flops / (device.flops * device.flops_share),
-                self.fixed)
+                self.fixed + (self.copied / device.copy_rate if device.copy_rate else 0.0))
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.stage, self.bytes + other.bytes, self.flops + other.flops, self.fixed + other.fixed)
+        return Work(self.stage, self.bytes + other.bytes, self.flops + other.flops, self.fixed + other.fixed,
+                    self.copied + other.copied)
 
 
 def product(stage: str, device: Device, rows: float, values: float, wide: float) -> Work:
     """`rows` rows times matrices of so many values together, whose inputs and outputs are `wide` values of a row:
-    2 rows values FLOPs; w values + v rows wide bytes, none without rows."""
+    2 rows values FLOPs; w values + v rows wide bytes, none without rows. A CPU's BLAS copies w values bytes before it
+    multiplies more than a few rows."""
     weights = device.weight * values if rows else 0.0
-    return Work(stage, weights + device.value * rows * wide, 2.0 * rows * values)
+    return Work(stage, weights + device.value * rows * wide, 2.0 * rows * values,
+                copied=weights if device.copy_rate and rows > device.few else 0.0)
 
 
 @lru_cache(maxsize=4096)
@@ -87,7 +93,7 @@ def attention(model: ModelSpec, hw: Hardware, layer: int, team: int, spans: Sequ
     rows = float(sum(span.rows for span in spans))
     values, kv_b = attention_values(model, layer, team)
     work = product("attention", device, rows, values, 6 * model.hidden + 2 * (a.query_width + a.mixed_width))
-    work += Work("", fixed=hw.overhead.attention)
+    work += Work("", fixed=hw.overhead.attention + hw.overhead.span * len(spans))
     if not a.latent:
         both = 2.0 * a.kv_width
         return work + Work("", device.value * both * (keys.sum() + rows), 2 * seen.sum() * (a.query_width
@@ -122,8 +128,8 @@ def pack(hw: Hardware, rows: float, units: float) -> Work:
     return Work("pack", 2.0 * hw.device.value * rows * units, fixed=hw.overhead.pack)
 
 
-def experts(model: ModelSpec, hw: Hardware, shards: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bytes, FLOPs and seconds of each expert, or shard of one, for rows `[…]` float64 of each.
+def experts(model: ModelSpec, hw: Hardware, shards: int, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Bytes, FLOPs, seconds, and bytes of weights that are copied, of each expert or shard, for its rows `[…]` float64.
 
     3 H I / t values; a row has 2 H + 3 I / t values. One after another, each the longer of both, if any row comes.
     """
@@ -134,7 +140,8 @@ def experts(model: ModelSpec, hw: Hardware, shards: int, rows: np.ndarray) -> tu
     moved = there * device.weight * values + device.value * rows * wide
     flops = 2.0 * rows * values
     seconds = np.maximum(moved / (device.rate * device.rate_share), flops / (device.flops * device.flops_share))
-    return moved, flops, seconds + there * hw.overhead.expert
+    copied = np.where(rows > device.few, device.weight * values, 0.0) if device.copy_rate else np.zeros_like(rows)
+    return moved, flops, seconds + there * hw.overhead.expert + copied / (device.copy_rate or 1.0), copied
 
 
 def shared(model: ModelSpec, hw: Hardware, tokens: int) -> Work:

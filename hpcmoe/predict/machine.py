@@ -20,6 +20,9 @@ class Device:
     memory: float = key(help="bytes of its memory that a rank may take", least=1)
     flops_share: float = key(1.0, help="part of its FLOP/s that products reach", least=1e-3, most=1)
     rate_share: float = key(1.0, help="part of its bytes/s that kernels reach", least=1e-3, most=1)
+    few: int = key(0, help="rows up to which a product takes its weights as they lie; a CPU's BLAS copies "
+                             "them for more", least=0)
+    copy_rate: float = key(0.0, help="bytes/s of that copy; 0 = nothing is copied", least=0)
     weight: int = key(2, help="bytes of a weight as it is kept", least=2, most=4)
     value: int = key(2, help="bytes of a value of a row", least=2, most=4)
 
@@ -43,6 +46,7 @@ class Overhead:
     """Seconds that a stage takes beside its bytes and FLOPs, each time: launches, and what is not in the formulas."""
 
     attention: float = key(0.0, help="of attention, or of a dense block, in a layer", least=0)
+    span: float = key(0.0, help="of each sequence in an attention, where they are computed one by one", least=0)
     gate: float = key(0.0, help="of a gate", least=0)
     pack: float = key(0.0, help="of packing rows, or of ordering those that came", least=0)
     expert: float = key(0.0, help="of each expert that has rows", least=0)

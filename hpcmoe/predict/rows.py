@@ -40,6 +40,7 @@ class LayerRows:
     bytes: np.ndarray
     flops: np.ndarray
     seconds: np.ndarray
+    copied: np.ndarray
     """of its experts, one after another"""
 
 
@@ -92,7 +93,7 @@ class Drawn:
         """rows `[E]` on those who hold the experts."""
         held, R, t = demand.held(self._placements, layer), self.layout.group, self.layout.shards
         slot = rows[held.expert] / held.copies
-        moved, flops, seconds = cost.experts(self.model, self.hw, t, slot)
+        moved, flops, seconds, copied = cost.experts(self.model, self.hw, t, slot)
 
         def by_rank(values: np.ndarray) -> np.ndarray:
             return np.repeat(np.bincount(held.rank // t, values, minlength=R // t), t)
@@ -101,8 +102,8 @@ class Drawn:
         order, mean = self.classes.order(answers), self.classes.means
         there, home = self._flows(answers, received)
         return LayerRows(self._journey(there, order, tokens), self._journey(home, order, tokens * self._most_home),
-                         *(mean(order, values) for values in (received, answers, by_rank(moved), by_rank(flops),
-                                                              by_rank(seconds))))
+                         mean(order, received), mean(order, answers),
+                         *(mean(order, by_rank(values)) for values in (moved, flops, seconds, copied)))
 
     @property
     def _most_home(self) -> int:

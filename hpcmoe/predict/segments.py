@@ -87,7 +87,7 @@ class Simulated:
         self._host()
         if self.meetings.most_slots > 1 or len(rows.there.hops) > 1:
             self._run(work, [cost.pack(self.hw, float(rows.received[me]), self.model.hidden)])
-        done = Cost("expert", float(rows.bytes[me]), float(rows.flops[me]))
+        done = Cost("expert", float(rows.bytes[me]), float(rows.flops[me]), copied=float(rows.copied[me]))
         return self.rank.compute_for(float(rows.seconds[me]), done, work.layer, work.number, round(rows.computed[me]))
 
     def collect(self, work: Work) -> Trip:

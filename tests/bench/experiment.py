@@ -7,6 +7,7 @@ other, so what a GPU gives does not depend on their number; all is simulated, no
 import argparse
 import csv
 import sys
+import textwrap
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,14 +86,15 @@ def grid() -> list[tuple]:
 def page(rows: list[Row], hw) -> None:
     out = text.console()
     out.print(assumptions(hw))
-    table = text.table(">E", ">K", "layout", ">EP", ">experts", ">sequences", "way", ">zipf", ">TPOT", ">tokens/s/GPU",
-                       ">exposed", ">imbalance", ">memory")
+    table = text.table(">E", ">K", "layout", ">EP", ">experts", ">batch", "way", ">zipf", ">TPOT", ">tokens/s",
+                       ">exposed", ">uneven", ">memory")
     for row in rows:
-        table.add_row(str(row.E), str(row.K), row.layout, str(row.group), str(row.experts), str(row.sequences), row.way,
-                      f"{row.zipf:g}", text.seconds(row.tpot), f"{row.rate:.1f}", f"{100 * row.exposed:.0f} %",
+        table.add_row(str(row.E), str(row.K), row.layout[:8], str(row.group), str(row.experts), str(row.sequences),
+                      row.way, f"{row.zipf:g}", text.seconds(row.tpot), f"{row.rate:.1f}", f"{100 * row.exposed:.0f} %",
                       f"{row.imbalance:.2f}", text.size(row.memory) + ("" if row.fits else " (!)"))
     out.print(table)
-    out.print("(!): does not fit into the GPU's memory, and is simulated as if it did")
+    out.print("experts, tokens/s: of a GPU; exposed: part of a step; uneven: the fullest rank's rows over the mean, - 1\n"
+              "(!): does not fit into the GPU's memory, and is simulated as if it did")
     for E in SPECS:
         best = {layout: max((row for row in rows if (row.E, row.K, row.sequences, row.zipf, row.layout)
                              == (E, USUAL[E], BATCH, 0.0, layout)), key=lambda row: row.rate)
@@ -106,14 +108,14 @@ def page(rows: list[Row], hw) -> None:
 
 def assumptions(hw) -> str:
     device, links = hw.device, hw.links
-    return (f"Predicted, not measured. {hw.name}: {device.flops / 1e12:.0f} TFLOP/s x {device.flops_share:.0%}, "
-            f"{device.rate / 1e12:.1f} TB/s x {device.rate_share:.0%}, {device.memory / 1e9:.0f} GB; "
-            f"{links.ranks_per_node} GPUs a node, NVLink {links.near_rate / 1e9:.0f} GB/s and a NIC of "
-            f"{links.far_rate / 1e9:.0f} GB/s each way and GPU;\n"
-            f"61 layers, H 7168, 128 heads of 128 over {TEAM} GPUs, I 2048, bfloat16; prompts of {PROMPT} tokens, "
-            f"{NEW} new ones; experts chosen alike by chance, or by Zipf's law with s = 0.5; no topology plan, which "
-            "changes nothing where\nexperts are chosen independently. Conventional: E/8 experts on each of 8 GPUs, "
-            "in memory or not. Groups of GPUs are data replicas.")
+    words = (f"Predicted, not measured. {hw.name}: {device.flops / 1e12:.0f} TFLOP/s x {device.flops_share:.0%}, "
+             f"{device.rate / 1e12:.1f} TB/s x {device.rate_share:.0%}, {device.memory / 1e9:.0f} GB; "
+             f"{links.ranks_per_node} GPUs a node, NVLink {links.near_rate / 1e9:.0f} GB/s and a NIC of "
+             f"{links.far_rate / 1e9:.0f} GB/s each way and GPU; 61 layers, H 7168, 128 heads of 128 over {TEAM} GPUs, "
+             f"I 2048, bfloat16; prompts of {PROMPT} tokens, {NEW} new ones; experts chosen alike by chance, or by "
+             "Zipf's law with s = 0.5; no topology plan, which changes nothing where experts are chosen independently. "
+             f"Conventional: E/{GPUS} experts on each of {GPUS} GPUs, in memory or not. Groups of GPUs are replicas.")
+    return textwrap.fill(words, 150)
 
 
 def draw(rows: list[Row], hw, path: Path) -> None:
@@ -147,7 +149,7 @@ def draw(rows: list[Row], hw, path: Path) -> None:
                 ways.bar(at, 1e3 * row.tpot * row.exposed, 0.9, bottom=1e3 * row.tpot * (1 - row.exposed), color="grey")
                 ways.text(at, 0.5, way, rotation=90, ha="center", va="bottom", fontsize=8)
     ways.set_xticks([10 * place + 3.7 for place in range(len(SPECS))],
-                    [f"E {E}: proposed, conventional" for E in SPECS])
+                    [f"E {E}\nproposed, conventional" for E in SPECS])
     for axes, x, y, title in (
             (speed, "sequences a GPU", "tokens/s of a GPU", "By batch (x: does not fit into memory)"),
             (chosen, "K", "tokens/s of a GPU", f"By experts per token, {BATCH} sequences a GPU"),

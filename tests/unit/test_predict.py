@@ -162,7 +162,7 @@ def test_splits_are_simulated(parallel):
 @pytest.mark.parametrize("ranks", [2, 3, 16])
 def test_links_that_take_no_time_hold_nobody_up(ranks):
     """Rows that come at the moment at which they are waited for wake whom they are for."""
-    ones = Overhead(*[1.0] * 8)
+    ones = Overhead(*[1.0] * 9)
     hw = Hardware("fast", Device(1e30, 1e30, 1e30), Links(1, 1e30, 1e30), ones)
     for turns in ("serial", "overlapped"):
         assert run(model(), Layout(ranks, bare(schedule=Schedule(turns, 2))), hw=hw).steps[-1].seconds > 1
