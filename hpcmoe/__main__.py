@@ -100,12 +100,16 @@ SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
 @click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Ranks that the job will have.")
 @click.option("--gpu-memory", metavar="SIZE",
               help="Memory of each GPU, as 80GB: does it fit, and what would? Without it, a CPU's needs are shown.")
-def check(job: Path, overrides: tuple[str, ...], ranks: int, gpu_memory: str | None) -> None:
+@click.option("--hardware", metavar="NAME", help="As of predict: which layouts fit there, and how fast they are.")
+def check(job: Path, overrides: tuple[str, ...], ranks: int, gpu_memory: str | None, hardware: str | None) -> None:
     """Check JOB and all that it names, without MPI and without a GPU, and show the memory that each rank needs.
 
     JOB may also be a model's SPEC.toml, to see what its weights need.
     """
     from hpcmoe.report import check as page
+    if hardware:
+        from hpcmoe.report import layouts
+        layouts.show(job, overrides, ranks, hardware, gpu_memory)
     page.check(job, overrides, ranks, gpu_memory)
 
 

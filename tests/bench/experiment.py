@@ -93,7 +93,7 @@ def page(rows: list[Row], hw) -> None:
                       row.way, f"{row.zipf:g}", text.seconds(row.tpot), f"{row.rate:.1f}", f"{100 * row.exposed:.0f} %",
                       f"{row.imbalance:.2f}", text.size(row.memory) + ("" if row.fits else " (!)"))
     out.print(table)
-    out.print("experts, tokens/s: of a GPU; exposed: part of a step; uneven: the fullest rank's rows over the mean, - 1\n"
+    out.print("experts, tokens/s: of a GPU; exposed: part of a step; uneven: a layer's most rows over the mean, - 1\n"
               "(!): does not fit into the GPU's memory, and is simulated as if it did")
     for E in SPECS:
         best = {layout: max((row for row in rows if (row.E, row.K, row.sequences, row.zipf, row.layout)

@@ -1,10 +1,12 @@
 """Predictions: hand-computed cases, what is conserved, and that the schedule is the one that runs."""
 
+import json
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import assert_one_line, command, job_files, spec_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -232,3 +234,48 @@ def test_4096_ranks_of_61_layers_take_less_than_a_minute():
     found = run(spec, layout, load=Load(32, 512, 64, 1024), hw=machine.load("h100-seed"), steps=9)
     assert len(found.steps) == 10 and time.process_time() - begin < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20
+
+
+class TestPages:
+    """`hpcmoe predict`, and `check --hardware`."""
+
+    @pytest.fixture
+    def words(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
+        return lambda *words: command(capsys, monkeypatch, *words)
+
+    def test_a_spec_alone_is_enough(self, tmp_path, words):
+        found = words("predict", spec_file(tmp_path / "spec.toml"), "--ranks", "2,4", "--steps", "1", "-o",
+                      tmp_path / "out.json")
+        assert found.code == 0, found.err
+        assert "TPOT" in found.out and "GPU-hours" in found.out and "what bounds it" in found.out
+        kept = json.loads((tmp_path / "out.json").read_text())["predictions"]
+        assert [one["ranks"] for one in kept] == [2, 4] and all(one["rate"] > 0 for one in kept)
+
+    def test_a_job_is_predicted_as_it_is_laid_out(self, tmp_path, words):
+        job = job_files(tmp_path, 3, 5)
+        found = words("predict", job, "--ranks", "4", "--steps", "1", "--set", "parallel.attention_tensor=2", "--zipf",
+                      "0.5", "--slow", "1", "2")
+        assert found.code == 0, found.err
+        assert "prompts of 4 tokens" in found.out and "attention over 2" in found.out
+
+    def test_where_expert_parallelism_loses_it_says_so(self, tmp_path, words):
+        """Small experts, slow links: each GPU is better off with all of them."""
+        path = tmp_path / "slow.toml"
+        slow = (machine.FOLDER / "h100-ib.toml").read_text().replace("far_latency = 5e-6", "far_latency = 5e-3")
+        path.write_text(slow.replace("ranks_per_node = 8", "ranks_per_node = 1"))
+        found = words("predict", spec_file(tmp_path / "spec.toml"), "--ranks", "4", "--steps", "1", "--hardware", path)
+        assert "LOSES to" in found.out and "4 data replicas" in found.out
+
+    @pytest.mark.parametrize(("more", "said"), [(("--hardware", "h100"), "none of that name"),
+                                                (("-o", "out.csv"), "should end in .json"),
+                                                (("--set", "schedule.mod=serial"), "did you mean mode")])
+    def test_what_is_wrong_is_said(self, tmp_path, words, more, said):
+        assert_one_line(words("predict", spec_file(tmp_path / "spec.toml"), *more), 2, said)
+
+    def test_check_lists_the_layouts_and_marks_the_best(self, tmp_path, words):
+        found = words("check", spec_file(tmp_path / "spec.toml"), "--ranks", "4", "--gpu-memory", "80GB", "--hardware",
+                      "h200")
+        rows = [line.split() for line in found.out.splitlines()]
+        best, = [row for row in rows if row[:1] == ["best"]]
+        assert found.code == 0 and len([row for row in rows if row and row[-1:] == best[-1:]]) >= 1
