@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hpcmoe.config import Exchange, Job, Parallel, Schedule
-from hpcmoe.engine import footprint
-from hpcmoe.engine.memory import Memory, Sizes, exchanges_of_team, plan_memory, plan_weights
-from hpcmoe.engine.seats import place
-from hpcmoe.model.heads import local
+from hpcmoe.engine.memory import Memory, Sizes, plan_memory, plan_weights
+from hpcmoe.engine.seats import group_size, place
 from hpcmoe.predict.machine import Hardware
-from hpcmoe.slots import Placements, Shard
+from hpcmoe.slots import Placements
 from hpcmoe.spec import ModelSpec
 
 SPLITS = (1, 2, 4, 8)
@@ -29,13 +27,16 @@ class Layout:
     """of all groups"""
     job: Job
     """for its parallel, exchange, schedule and balance"""
-    data: int = 1
-    """groups, which share the sequences and nothing else"""
+
+    @property
+    def data(self) -> int:
+        """Groups, which share the prompts and nothing else."""
+        return self.job.parallel.data
 
     @property
     def group(self) -> int:
-        """Ranks among whom experts are spread."""
-        return self.ranks // self.data
+        """Ranks of each, among whom experts are spread. Raises `JobError`."""
+        return group_size(self.ranks, self.job)
 
     @property
     def team(self) -> int:
@@ -79,6 +80,11 @@ def bare(parallel: Parallel | None = None, exchange: Exchange | None = None, sch
                schedule=schedule or Schedule())
 
 
+def laid_out(job: Job, **keys: int) -> Job:
+    """The job with other keys of its section parallel."""
+    return replace(job, parallel=replace(job.parallel, **keys))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Load:
     """How much is done, on each rank."""
@@ -101,16 +107,7 @@ def planner(model: ModelSpec, layout: Layout, hw: Hardware) -> Callable[[Load], 
     """-> a function from a `Load` to the `Memory` of the fullest rank, which weighs the weights once."""
     placements, where = layout.placements(model), "device" if hw.device.weight == 2 else "host"
     taken = plan_weights(model, layout.job, placements, where)
-    here = local(model, Shard(0, layout.team))
-
-    def plan(load: Load) -> Memory:
-        found = plan_memory(model, layout.job, placements, load.sizes, where, taken)
-        if layout.team == 1 or where == "host":
-            return found
-        cache = footprint.kv_cache(here, layout.team * load.sequences, load.sizes.length)
-        team = exchanges_of_team(model, layout.team, load.tokens, hw.device.value)
-        return replace(found, cache=cache, exchange=found.exchange + team)
-    return plan
+    return lambda load: plan_memory(model, layout.job, placements, load.sizes, where, taken)
 
 
 def fill(model: ModelSpec, layout: Layout, hw: Hardware, load: Load, least: int = 1) -> tuple[Load, Memory, bool]:
@@ -159,7 +156,6 @@ def _fitting(model: ModelSpec, hw: Hardware, base: Job, load: Load, ranks: int, 
         return None
     if shards == 1 and model.experts > MOST_SLOTS * group:
         return None
-    parallel = replace(base.parallel, attention_tensor=team, expert_tensor=shards)
-    layout = Layout(ranks, replace(base, parallel=parallel), groups)
+    layout = Layout(ranks, laid_out(base, data=groups, attention_tensor=team, expert_tensor=shards))
     filled, memory, fits = fill(model, layout, hw, load)
     return (layout, filled, memory) if fits else None

@@ -90,16 +90,16 @@ def bounds(speed: Speed, device: Device) -> list[tuple[str, float, str]]:
 
 
 def chosen(model: ModelSpec, ranks: int, hw: Hardware, base: Job, load: Load, given: Given,
-           data: int | None) -> Layout:
-    """The layout of a job, which says all of it; without one (`data` is None) one expert per rank and layer, in as many
-    groups as there are ranks for, with attention split as is estimated to be fastest of what fits."""
-    if data is not None:
-        return Layout(ranks, base, data)
+           said: bool) -> Layout:
+    """The layout of a job, if it has `said` it; else one expert per rank and layer, in as many groups as there are
+    ranks for, with attention split as is estimated to be fastest of what fits."""
+    if said:
+        return Layout(ranks, base)
     groups = max(1, ranks // max(model.experts, 1))
     while ranks % groups:
         groups -= 1
     found = [speed for speed in ranked(model, hw, ranks, base, load, given, [groups]) if speed.layout.shards == 1]
-    return found[0].layout if found else Layout(ranks, base, groups)
+    return found[0].layout if found else Layout(ranks, layouts.laid_out(base, data=groups))
 
 
 def settled(model: ModelSpec, hw: Hardware, layout: Layout, load: Load, given: Given) -> Layout:
@@ -107,7 +107,7 @@ def settled(model: ModelSpec, hw: Hardware, layout: Layout, load: Load, given: G
     job, batch = layout.job, decode(model, load, 0)
     cuts = [replace(job.schedule, mode=mode, micro_batches=parts) for mode, parts in (("serial", 1), ("overlapped", 2))]
     hops = [replace(job.exchange, mode=mode) for mode in ("auto", "twohop")]
-    tried = [Layout(layout.ranks, replace(job, schedule=cut, exchange=hop), layout.data)
+    tried = [Layout(layout.ranks, replace(job, schedule=cut, exchange=hop))
              for cut in (cuts if job.schedule.mode == "auto" else [job.schedule])
              for hop in (hops if job.exchange.mode == "auto" and model.moe else [job.exchange])]
     return min(tried, key=lambda one: estimate(model, hw, one, given, batch).seconds)
@@ -142,10 +142,10 @@ def ranked(model: ModelSpec, hw: Hardware, ranks: int, base: Job, load: Load, gi
     return sorted(found, key=lambda speed: -speed.rate)
 
 
-def predict(model: ModelSpec, hw: Hardware, ranks: int, base: Job, load: Load, given: Given, data: int | None,
+def predict(model: ModelSpec, hw: Hardware, ranks: int, base: Job, load: Load, given: Given, said: bool,
             steps: int = STEPS) -> Prediction:
-    """At so many ranks; `data` as in `chosen`. Raises `JobError`, `InputError`, `Defect`."""
-    speed = measure(model, hw, chosen(model, ranks, hw, base, load, given, data), load, given, steps)
+    """At so many ranks; `said` as in `chosen`. Raises `JobError`, `InputError`, `Defect`."""
+    speed = measure(model, hw, chosen(model, ranks, hw, base, load, given, said), load, given, steps)
     free = replace(base, parallel=replace(base.parallel, plan=""))
     others = [other for other in ranked(model, hw, ranks, free, load, given) if not same(other.layout, speed.layout)]
     better = None

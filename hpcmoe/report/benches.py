@@ -8,6 +8,8 @@ import click
 from hpcmoe.errors import JobError
 
 FILE = click.Path(path_type=Path)
+SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                   help="Override a key of the job, as generate.max_new_tokens=16. Repeats.")
 
 
 @click.group(short_help="Measure parts of the program, with peers beside it.")

@@ -48,8 +48,8 @@ class Source:
     model: ModelSpec
     job: Job
     load: Load
-    data: int | None
-    """groups of ranks; None where they are chosen"""
+    said: bool
+    """whether the job says how it is laid out"""
 
 
 def predict(path: Path, overrides: Iterable[str], ranks: Sequence[int], asked: Asked) -> None:
@@ -60,7 +60,7 @@ def predict(path: Path, overrides: Iterable[str], ranks: Sequence[int], asked: A
             raise JobError(f"-o {asked.output}: should end in .json")
     hw, source = machine.load(asked.hardware), read(path, overrides, asked.prompt)
     given = _given(source.model, asked)
-    found = [predicting.predict(source.model, hw, count, source.job, source.load, given, source.data, asked.steps)
+    found = [predicting.predict(source.model, hw, count, source.job, source.load, given, source.said, asked.steps)
              for count in sorted(set(ranks))]
     out = text.console()
     page(out, source, hw, found, asked)
@@ -79,12 +79,12 @@ def read(path: Path, overrides: Iterable[str], prompt: int | None) -> Source:
         job = config.build({"model": str(path), "prompts": "", "output": ""}, overrides, path)
         length = min(prompt or PROMPT, max(1, model.context - job.generate.max_new_tokens))
         named = any(text.startswith("parallel.") for text in overrides)
-        return Source(model, job, _load(model, job, length), getattr(job.parallel, "data", 1) if named else None)
+        return Source(model, job, _load(model, job, length), named)
     job = config.load(path, overrides)
     found = inputs.read(job)
     length = prompt or max(1, round(float(found.prompts.lengths[found.rows].mean())))
     model = found.model.spec
-    return Source(model, job, _load(model, job, length), getattr(job.parallel, "data", 1))
+    return Source(model, job, _load(model, job, length), True)
 
 
 def _load(model: ModelSpec, job: Job, prompt: int) -> Load:
