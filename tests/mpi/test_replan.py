@@ -113,8 +113,8 @@ def test_shards_of_experts_move_together(comm, shared_tmp, everywhere):
     if comm.size % 2:
         pytest.skip(f"{comm.size} ranks are no pairs")
     each, new, cut = max(2, 32 // comm.size), 24, "parallel.expert_tensor=2"
-    still, _ = answer(comm, shared_tmp, "whole.h5", each, new, 0, cut)
-    moving, drifting = answer(comm, shared_tmp, "moved.h5", each, new, EVERY, cut)
+    still, _ = answer(comm, shared_tmp, "still-cut.h5", each, new, 0, cut)
+    moving, drifting = answer(comm, shared_tmp, "moving-cut.h5", each, new, EVERY, cut)
     problems = ["other bits"] if still != moving else []
     if comm.size > 2 and not drifting.changes:
         problems.append("nothing moved")
