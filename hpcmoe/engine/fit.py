@@ -20,6 +20,10 @@ FULL = 2
 """cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY."""
 
 
+CUTS = (2, 4, 8)
+"""Ranks over which attention, or experts, are advised to be cut."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """A job beside the memory that there is for it."""
@@ -66,9 +70,12 @@ def advice(memory: Memory, limit: float, most: int, slots: int) -> str:
                 "a step (schedule.max_tokens) need less")
     if slots > 1 and weights - experts + experts / slots <= limit:
         return f"the weights are {size(weights)}, and more ranks hold fewer experts each"
-    if slots == 1 and weights - experts / 2 <= limit:
-        return (f"the weights are {size(weights)}, {size(experts)} of them of experts: parallel.expert_tensor cuts "
-                "each over more ranks")
+    attention = memory.weights.get("attention", 0)
+    for key, part, held in (("attention_tensor", "attention", attention), ("expert_tensor", "experts", experts)):
+        cuts = next((cut for cut in CUTS if weights - held + held / cut <= limit), None)
+        if cuts and (part == "attention" or slots == 1):
+            return (f"the weights are {size(weights)}, {size(held)} of them of {part}: parallel.{key} = {cuts} cuts "
+                    "these over more ranks")
     part = max(memory.weights, key=lambda name: memory.weights[name])
     return (f"the weights alone are {size(weights)}, and more ranks do not help: each holds all of the {part}, "
             f"{size(memory.weights[part])}")

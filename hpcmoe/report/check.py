@@ -33,8 +33,9 @@ def check(path: Path, overrides: Iterable[str], ranks: int, gpu_memory: str | No
     limit = None if gpu_memory is None else parse_size(gpu_memory)
     out = text.console()
     if is_spec(path):
-        model, job = spec_table.load(path), Job(str(path), prompts="", output="")
-        placements = place(model, ranks)
+        model = spec_table.load(path)
+        job = config.build({"model": str(path), "prompts": "", "output": ""}, overrides, path)
+        placements = place(model, ranks, job)
         found = _fit_alone(model, job, placements, limit)
         out.print(f"{path}: a spec without a job, shown with one sequence of {found.sizes.length} tokens")
         more = f"{text.plural(found.most, 'sequence')} of {found.sizes.length} tokens"

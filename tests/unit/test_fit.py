@@ -187,12 +187,14 @@ class TestFit:
     def test_advice(self):
         """The batch first; then what is too large."""
         memory = plan_memory(MOE, JOB, place(MOE, 4), Sizes(4, 64, 64), "device")
-        held, experts = sum(memory.weights.values()), memory.weights["experts"]
+        held, experts, attention = sum(memory.weights.values()), memory.weights["experts"], memory.weights["attention"]
         assert fit.advice(memory, held, 5, 1) == "the largest batch that fits is schedule.max_sequences = 5"
         assert "not even one sequence fits" in fit.advice(memory, held, 0, 1)
         assert "more ranks hold fewer experts" in fit.advice(memory, held - experts / 2, 0, 2)
-        assert "parallel.expert_tensor cuts" in fit.advice(memory, held - experts / 2, 0, 1)
-        assert "more ranks do not help" in fit.advice(memory, held - experts, 0, 1)
+        assert "parallel.attention_tensor = 4 cuts" in fit.advice(memory, held - 0.7 * attention, 0, 1)
+        few = replace(memory, weights=memory.weights | {"attention": 0})
+        assert "parallel.expert_tensor = 2 cuts" in fit.advice(few, held - attention - experts / 2, 0, 1)
+        assert "more ranks do not help" in fit.advice(memory, held - attention, 0, 1)
 
 
 def world(free: list[int], shared: bool = False, rank: int = 0, gpus: bool = True) -> SimpleNamespace:
