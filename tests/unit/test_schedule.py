@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hpcmoe.engine import schedule
 from hpcmoe.engine.clock import Clock
 from hpcmoe.engine.stream import Event
+from hpcmoe.engine.trace import Untraced
 from hpcmoe.engine.trip import Trip
 
 LAYERS = 3
@@ -127,3 +128,35 @@ def test_naps_are_of_what_is_still_computed():
     late, done, running = Flight(lambda: late._looks > 20), Computed(0), Computed(100)
     schedule.overlapped([one(late), one(done), one(running)], Clock(), lambda: None, lambda: None)
     assert not done.naps and running.naps > 10
+
+
+def test_what_is_raised_between_two_looks_ends_the_wait_first():
+    """Whoever goes on behind it, as where a rank died, finds the clock as between two waits."""
+    class Told(Untraced):
+        def __init__(self):
+            self.open = 0
+
+        def push(self, name):
+            self.open += 1
+
+        def pop(self, *span):
+            self.open -= 1
+
+    def fails():
+        raise ArithmeticError
+
+    told = Told()
+    late = Flight(lambda: False)
+    with pytest.raises(ArithmeticError):
+        schedule.overlapped([one(late), one(late)], Clock(trace=told), fails, fails)
+    assert told.open == 0
+
+
+def test_turns_can_be_driven_by_others():
+    """Each pause tells what is waited for; the last one of a wait is of one flight only."""
+    slow = Flight(lambda: slow._looks > 2)
+    turns, seen = schedule.overlapped_turns([one(slow), one(Computed(0))], Clock()), []
+    with pytest.raises(StopIteration) as end:
+        while True:
+            seen.append(len(next(turns).watched))
+    assert seen[-1] == 1 and 2 in seen and end.value.value == [None, None]
