@@ -16,7 +16,7 @@ SPLITS = (1, 2, 4, 8)
 MOST_SLOTS = 512
 """Experts of a rank and layer, at most."""
 MOST = 256
-"""Sequences per rank, where the job leaves them to be predicted for as many as fit."""
+"""Sequences per rank at most, where there is no job that says how many prompts there are."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,15 @@ class Load:
     """How much is done, on each rank."""
 
     sequences: int
-    """B, at once"""
+    """B, at once; 0 = as many as fit"""
     prompt: int
     """tokens of each prompt"""
     new: int
     """new tokens of each"""
     tokens: int
     """of one step at most"""
+    most: int = MOST
+    """sequences, where as many as fit are taken"""
 
     @property
     def sizes(self) -> Sizes:
@@ -111,7 +113,7 @@ def planner(model: ModelSpec, layout: Layout, hw: Hardware) -> Callable[[Load], 
 
 
 def fill(model: ModelSpec, layout: Layout, hw: Hardware, load: Load, least: int = 1) -> tuple[Load, Memory, bool]:
-    """`load` with as many sequences as fit, `MOST` at most, where it has 0; its memory; and whether it fits."""
+    """`load` with as many sequences as fit where it has 0; its memory; and whether it fits."""
     plan = planner(model, layout, hw)
 
     def with_(sequences: int) -> Load:
@@ -119,7 +121,7 @@ def fill(model: ModelSpec, layout: Layout, hw: Hardware, load: Load, least: int 
     if load.sequences:
         memory = plan(with_(load.sequences))
         return with_(load.sequences), memory, memory.total <= hw.device.memory
-    found = bisect_left(range(1, MOST + 1), True, key=lambda n: plan(with_(n)).total > hw.device.memory)
+    found = bisect_left(range(1, load.most + 1), True, key=lambda n: plan(with_(n)).total > hw.device.memory)
     chosen = with_(max(found, least))
     memory = plan(chosen)
     return chosen, memory, memory.total <= hw.device.memory

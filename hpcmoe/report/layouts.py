@@ -21,7 +21,7 @@ def show(path: Path, overrides: Iterable[str], ranks: int, hardware: str, gpu_me
     hw, source, out = machine.load(hardware), read(path, overrides, None), text.console()
     if gpu_memory:
         hw = replace(hw, device=replace(hw.device, memory=parse_size(gpu_memory)))
-    model, load = source.model, source.load
+    model, load = source.model, source.on(ranks)
     job = replace(source.job, parallel=replace(source.job.parallel, plan=""))
     use = demand.skewed(model.moe, len(model.moe_layers), 0.0, 0) if model.moe else demand.NONE
     found = predict.ranked(model, hw, ranks, job, load, Given(use, even=True))

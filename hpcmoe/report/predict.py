@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.console import Console
 from hpcmoe import config, paths, spec_table
 from hpcmoe.config import Job
 from hpcmoe.engine import inputs
-from hpcmoe.engine.memory import MOST_TOKENS
+from hpcmoe.engine.memory import MOST_SEQUENCES, MOST_TOKENS
 from hpcmoe.errors import JobError, size
 from hpcmoe.files import place, results
 from hpcmoe.predict import demand, machine
@@ -48,8 +48,16 @@ class Source:
     model: ModelSpec
     job: Job
     load: Load
+    prompts: int
+    """how many; 0 = no end of them"""
     said: bool
     """whether the job says how it is laid out"""
+
+    def on(self, ranks: int) -> Load:
+        """Its load on so many ranks, which share its prompts."""
+        if not self.prompts:
+            return self.load
+        return replace(self.load, most=min(MOST_SEQUENCES, -(-self.prompts // ranks)))
 
 
 def predict(path: Path, overrides: Iterable[str], ranks: Sequence[int], asked: Asked) -> None:
@@ -60,7 +68,7 @@ def predict(path: Path, overrides: Iterable[str], ranks: Sequence[int], asked: A
             raise JobError(f"-o {asked.output}: should end in .json")
     hw, source = machine.load(asked.hardware), read(path, overrides, asked.prompt)
     given = _given(source.model, asked)
-    found = [predicting.predict(source.model, hw, count, source.job, source.load, given, source.said, asked.steps)
+    found = [predicting.predict(source.model, hw, count, source.job, source.on(count), given, source.said, asked.steps)
              for count in sorted(set(ranks))]
     out = text.console()
     page(out, source, hw, found, asked)
@@ -79,12 +87,12 @@ def read(path: Path, overrides: Iterable[str], prompt: int | None) -> Source:
         job = config.build({"model": str(path), "prompts": "", "output": ""}, overrides, path)
         length = min(prompt or PROMPT, max(1, model.context - job.generate.max_new_tokens))
         named = any(text.startswith("parallel.") for text in overrides)
-        return Source(model, job, _load(model, job, length), named)
+        return Source(model, job, _load(model, job, length), 0, named)
     job = config.load(path, overrides)
     found = inputs.read(job)
     length = prompt or max(1, round(float(found.prompts.lengths[found.rows].mean())))
     model = found.model.spec
-    return Source(model, job, _load(model, job, length), True)
+    return Source(model, job, _load(model, job, length), len(found.rows), True)
 
 
 def _load(model: ModelSpec, job: Job, prompt: int) -> Load:
