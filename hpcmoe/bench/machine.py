@@ -83,6 +83,8 @@ class Measured:
     """of the slowest rank"""
     stages: np.ndarray
     """`[len(STAGES)]`: means over the ranks"""
+    moving: float
+    """seconds of exchanges on the rank that waited least for others"""
     chosen: np.ndarray
     """`[layers, E]`: how likely a token went to each expert"""
 
@@ -116,7 +118,8 @@ def measure(world: World, shape: Shape) -> Measured:
     segments.free()
     rows = world.comm.allreduce(best[2].astype(np.float64))
     assert spec.moe
-    return Measured(shape, best[0], world.comm.allreduce(best[1]) / world.size,
+    moving = world.comm.allreduce(float(best[1][STAGES.index("exchange")]), MPI.MIN)
+    return Measured(shape, best[0], world.comm.allreduce(best[1]) / world.size, moving,
                     spec.moe.top_k * rows / rows.sum(axis=1, keepdims=True))
 
 
@@ -206,7 +209,7 @@ def _positive(count: np.ndarray, seconds: np.ndarray, share: np.ndarray) -> floa
 
 def _links(found: Sequence[Measured], steps: Sequence, share: np.ndarray, ranks_per_node: int) -> Links:
     """What an exchange takes beside its bytes, and the rate of these: two and a half times the former in each layer."""
-    times = np.array([one.stages[STAGES.index("exchange")] for one in found])
+    times = np.array([one.moving for one in found])
     moved = np.array([float(step.traffic.bytes[1:].sum()) for step in steps])
     count = np.array([2.5 * one.shape.layers for one in found])
     if not moved.any():

@@ -11,6 +11,7 @@ from hpcmoe.bench.machine import Measured, Shape
 from hpcmoe.predict import machine
 from hpcmoe.predict.machine import Device, Hardware, Links, Overhead
 from hpcmoe.report.bench_machine import write
+from hpcmoe.types import STAGES
 
 pytestmark = pytest.mark.mpi
 TRUE = Hardware("true", Device(8e10, 1e10, 1e10, few=bench.FEW, copy_rate=4e9, weight=4, value=4),
@@ -24,8 +25,8 @@ def made(shape: Shape, ranks: int) -> Measured:
     """What would be measured of it on such a machine, tokens spread evenly."""
     E = shape.experts * ranks
     chosen = np.full((shape.layers, E), min(shape.top_k, E) / E)
-    step = bench.simulated(Measured(shape, 1.0, np.zeros(7), chosen), TRUE, ranks)
-    return Measured(shape, step.seconds, step.stages, chosen)
+    step = bench.simulated(Measured(shape, 1.0, np.zeros(7), 0.0, chosen), TRUE, ranks)
+    return Measured(shape, step.seconds, step.stages, float(step.stages[STAGES.index("exchange")]), chosen)
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
