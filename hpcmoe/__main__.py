@@ -101,10 +101,10 @@ def prompts(source: Path, output: Path, model: Path) -> None:
 def check(job: Path, overrides: tuple[str, ...], ranks: int, gpu_memory: str | None, hardware: str | None) -> None:
     """Check JOB and all that it names, without MPI and without a GPU, and show the memory that each rank needs.
 
-    JOB may also be a model's SPEC.toml, to see what its weights need.
+    JOB may also be a model's SPEC.toml, to see what its weights need, and which layouts of it fit.
     """
     from hpcmoe.report import check as page
-    if hardware:
+    if hardware or (gpu_memory and page.is_spec(job)):
         from hpcmoe.report import layouts
         layouts.show(job, overrides, ranks, hardware, gpu_memory)
     page.check(job, overrides, ranks, gpu_memory)

@@ -76,6 +76,10 @@ def advice(memory: Memory, limit: float, most: int, slots: int) -> str:
         if cuts and (part == "attention" or slots == 1):
             return (f"the weights are {size(weights)}, {size(held)} of them of {part}: parallel.{key} = {cuts} cuts "
                     "these over more ranks")
+    fewer = weights - (experts - experts / slots)
+    if slots > 1 and (cuts := next((cut for cut in CUTS if fewer - attention + attention / cut <= limit), None)):
+        return (f"the weights are {size(weights)}: parallel.attention_tensor = {cuts} cuts {size(attention)} of "
+                f"attention, and more ranks hold fewer of the {size(experts)} of experts each")
     part = max(memory.weights, key=lambda name: memory.weights[name])
     return (f"the weights alone are {size(weights)}, and more ranks do not help: each holds all of the {part}, "
             f"{size(memory.weights[part])}")

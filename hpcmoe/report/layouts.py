@@ -13,11 +13,15 @@ from hpcmoe.report.predict import read
 
 SHOWN = 12
 """Layouts, the fastest first."""
+USUAL = "h100-seed"
+"""The hardware for a spec of which no more is said than how much memory a GPU has."""
 
 
-def show(path: Path, overrides: Iterable[str], ranks: int, hardware: str, gpu_memory: str | None) -> None:
+def show(path: Path, overrides: Iterable[str], ranks: int, hardware: str | None, gpu_memory: str | None) -> None:
     """Prints them, in closed form: no step is simulated. `gpu_memory`, where it is given, counts instead of the
-    hardware's. Raises `JobError`, `InputError`."""
+    hardware's, which is `USUAL` where none is asked for: what is wrong is then left to the rest of the page. Raises
+    `JobError`, `InputError`."""
+    asked, hardware = hardware, hardware or USUAL
     hw, source, out = machine.load(hardware), read(path, overrides, None), text.console()
     if gpu_memory:
         hw = replace(hw, device=replace(hw.device, memory=parse_size(gpu_memory)))
@@ -25,6 +29,8 @@ def show(path: Path, overrides: Iterable[str], ranks: int, hardware: str, gpu_me
     job = replace(source.job, parallel=replace(source.job.parallel, plan=""))
     use = demand.skewed(model.moe, len(model.moe_layers), 0.0, 0) if model.moe else demand.NONE
     found = predict.ranked(model, hw, ranks, job, load, Given(use, even=True))
+    if not found and not asked:
+        return
     if not found:
         raise JobError(f"no layout of {model.name} on {text.plural(ranks, 'rank')} fits into {size(hw.device.memory)} "
                        "of a GPU: give more ranks, or GPUs with more memory")

@@ -194,6 +194,8 @@ class TestFit:
         assert "parallel.attention_tensor = 4 cuts" in fit.advice(memory, held - 0.7 * attention, 0, 1)
         few = replace(memory, weights=memory.weights | {"attention": 0})
         assert "parallel.expert_tensor = 2 cuts" in fit.advice(few, held - attention - experts / 2, 0, 1)
+        both = fit.advice(memory, held - 0.9 * attention - 0.4 * experts, 0, 100)
+        assert "attention_tensor = 4 cuts" in both and "more ranks hold fewer of the" in both
         assert "more ranks do not help" in fit.advice(memory, held - attention, 0, 1)
 
 
