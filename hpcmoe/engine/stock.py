@@ -39,8 +39,8 @@ class Stock(Pool):
         self._news = 0
         self._looked = 0.0
         self._reserve = 1
-        """prompts that the stock should have: as many as the group answered while the last request was under way; where
-        it ran dry, twice as many as before"""
+        """prompts that the stock should have: as many as the group answered while the last request was under way; twice
+        as many as before where it ran dry, and else not much less than before, since a step now and then is long"""
         self._dry = False
         self._idle_since = 0.0
 
@@ -96,7 +96,7 @@ class Stock(Pool):
             return
         finished = self._taken - active
         if self._answered and self._asked is not None:
-            self._reserve = max(1, finished - self._asked, 2 * self._reserve if self._dry else 0)
+            self._reserve = max(1, finished - self._asked, 2 * self._reserve if self._dry else 3 * self._reserve // 4)
             self._asked, self._dry = None, False
         self._answered = False
         if self._asked is not None:
