@@ -153,6 +153,8 @@ def fit(found: Sequence[Measured], ranks: int, ranks_per_node: int, name: str, v
             best, chosen = error, (rate, flops, copies, over)
     rate, flops, copies, over = chosen
     host = np.array([one.seconds - one.stages.sum() for one in found])
+    if ranks == 1:  # its exchanges are calls and copies only
+        host += times["exchange"]
     begun = np.array([2 + 5 * one.shape.layers for one in found], np.float64)
     room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / min(ranks, ranks_per_node)
     kept = Device(float(flops), float(rate), room, few=few, copy_rate=float(copies), weight=value, value=value)

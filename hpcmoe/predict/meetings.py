@@ -47,7 +47,7 @@ class Meetings:
                        for c in range(C)]
         self.team_near = team <= at.size.min()
         """whether teams are inside nodes"""
-        self.most_slots = most(drawn._placements) if drawn.model.moe else 0
+        self.most_slots = most(drawn.placements) if drawn.model.moe else 0
         self._small = flow.small(drawn.layout.group, drawn.hw.links, HEADER, at.many)
         self._met = flow.small(team, drawn.hw.links, HEADER, not self.team_near)
         self._open: dict[tuple, Meeting] = {}

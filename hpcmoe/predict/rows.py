@@ -58,9 +58,9 @@ class Drawn:
     """as many rows as are expected, instead of drawn ones"""
 
     def __post_init__(self) -> None:
-        self._placements, self._chance = self.layout.placements(self.model), np.random.default_rng(self.seed)
+        self.placements, self._chance = self.layout.placements(self.model), np.random.default_rng(self.seed)
         self._kept: dict[tuple[int, int], LayerRows] = {}
-        first = demand.held(self._placements, self.model.moe_layers[0]) if self.model.moe_layers else None
+        first = demand.held(self.placements, self.model.moe_layers[0]) if self.model.moe_layers else None
         if first:
             rank = np.empty(self.model.experts, np.int64)
             rank[first.expert[::-1]] = first.rank[::-1]
@@ -91,7 +91,7 @@ class Drawn:
 
     def _spread(self, layer: int, rows: np.ndarray, tokens: int) -> LayerRows:
         """rows `[E]` on those who hold the experts."""
-        held, R, t = demand.held(self._placements, layer), self.layout.group, self.layout.shards
+        held, R, t = demand.held(self.placements, layer), self.layout.group, self.layout.shards
         slot = rows[held.expert] / held.copies
         moved, flops, seconds, copied = cost.experts(self.model, self.hw, t, slot)
 
@@ -108,7 +108,7 @@ class Drawn:
     @property
     def _most_home(self) -> int:
         assert self.model.moe
-        return min(self.model.moe.top_k, most(self._placements))
+        return min(self.model.moe.top_k, most(self.placements))
 
     def _flows(self, answers: np.ndarray, received: np.ndarray) -> tuple[Flow, Flow]:
         """Both ways; a row has H values and a trailer, an answer of a shard is float32."""
@@ -117,7 +117,7 @@ class Drawn:
         presum = self.layout.job.exchange.presum
         to_nodes = self.at.sums(answers) / self.layout.shards * self.once_a_node if self.hops else None
         width = far_width(moe.top_k * self.layout.shards, presum) if self.hops else trailer_width(
-            most(self._placements), moe.top_k)
+            most(self.placements), moe.top_k)
         back = to_nodes if not self.hops or presum else self.at.sums(answers)
         return (flow.there(received, to_nodes, self.at, H * value + 2 * width),
                 flow.home(answers, back, self.at, H * (value if self.layout.shards == 1 else 4)))

@@ -55,7 +55,7 @@ class Simulated:
 
     def enter(self, work: Work) -> Computed:
         """See `layer.Segments`."""
-        return self._begin(work, self._to_next_gate(work))
+        return self.start(work, self._to_next_gate(work))
 
     def tally(self, work: Work) -> Crossing:
         """See `layer.Segments`; `exact` is empty."""
@@ -67,24 +67,24 @@ class Simulated:
 
     def count(self, work: Work) -> Crossing:
         """See `layer.Segments`."""
-        self._host()
+        self.host()
         work.leaving = Crossing(self.rank)
         work.trip = self._depart(work, "dispatch", work.leaving, work.rows.there)
         return self.meetings.tell(self.rank, "counts", work)
 
     def dispatch(self, work: Work) -> Trip:
         """See `layer.Segments`."""
-        self._host()
+        self.host()
         self.meetings.travel(self.rank, "dispatch", work, work.rows.there, work.leaving)
         assert self.model.moe
         if self.model.moe.shared_hidden:
-            self._begin(work, [cost.shared(self.model, self.hw, work.batch.rows)])
+            self.start(work, [cost.shared(self.model, self.hw, work.batch.rows)])
         return work.trip
 
     def expert(self, work: Work) -> Computed:
         """See `layer.Segments`."""
         rows, me = work.rows, self.rank.number
-        self._host()
+        self.host()
         if self.meetings.most_slots > 1 or len(rows.there.hops) > 1:
             self._run(work, [cost.pack(self.hw, float(rows.received[me]), self.model.hidden)])
         done = Cost("expert", float(rows.bytes[me]), float(rows.flops[me]), copied=float(rows.copied[me]))
@@ -92,7 +92,7 @@ class Simulated:
 
     def collect(self, work: Work) -> Trip:
         """See `layer.Segments`."""
-        self._host()
+        self.host()
         crossing = Crossing(self.rank)
         trip = self._depart(work, "return", crossing, work.rows.home)
         self.meetings.travel(self.rank, "return", work, work.rows.home, crossing)
@@ -103,11 +103,11 @@ class Simulated:
         summed = cost.combine(self.model, self.hw, work.batch.rows, self.layout.shards)
         self._run(work, [summed])
         work.layer += 1
-        return self._begin(work, self._to_next_gate(work))
+        return self.start(work, self._to_next_gate(work))
 
     def head(self, work: Work) -> Computed:
         """See `layer.Segments`."""
-        return self._begin(work, [cost.head(self.model, self.hw, len(work.batch.wanted))])
+        return self.start(work, [cost.head(self.model, self.hw, len(work.batch.wanted))])
 
     def outcome(self, work: Work) -> Outcome:
         """See `layer.Segments`: no token is chosen here."""
@@ -131,14 +131,15 @@ class Simulated:
             return []
         return [self.meetings.attention(work.layer, work.batch.spans), *self.go_on(work)]
 
-    def _begin(self, work: Work, costs: list[Cost]) -> Computed:
-        self._host()
+    def start(self, work: Work, costs: list[Cost]) -> Computed:
+        """Work goes to the stream."""
+        self.host()
         return self._run(work, costs)
 
     def _run(self, work: Work, costs: list[Cost]) -> Computed:
         return self.rank.compute(*costs, layer=work.layer, micro_batch=work.number, rows=work.batch.rows)
 
-    def _host(self) -> None:
+    def host(self) -> None:
         """The main thread begins something."""
         self.rank.now += self.hw.overhead.host
 
@@ -170,7 +171,7 @@ class SimulatedTeam:
     def attend(self, work: Work) -> Computed:
         """See `layer.Team`."""
         of, spans = self._of, self._of.meetings.team_spans(work.batch.spans)
-        return of._begin(work, [of.meetings.attention(work.layer, spans)])
+        return of.start(work, [of.meetings.attention(work.layer, spans)])
 
     def bring(self, work: Work) -> Trip:
         """See `layer.Team`."""
@@ -180,7 +181,7 @@ class SimulatedTeam:
         """See `layer.Team`."""
         of = self._of
         work.waits = False
-        return of._begin(work, [cost.team_join(of.model, of.hw, self._size, work.batch.rows), *of.go_on(work)])
+        return of.start(work, [cost.team_join(of.model, of.hw, self._size, work.batch.rows), *of.go_on(work)])
 
     def look(self, work: Work) -> None:
         """See `layer.Team`; part of `enter`."""
@@ -193,7 +194,7 @@ class SimulatedTeam:
 
     def _leave(self, work: Work, kind: str) -> Trip:
         of = self._of
-        of._host()
+        of.host()
         crossing = Crossing(of.rank)
         near, parts = of.meetings.team_near, cost.team_bytes(of.model, of.hw.device, self._size, work.batch.rows)
         sent = np.zeros(3, np.int64)

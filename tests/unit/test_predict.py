@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpcmoe.config import Balance, Exchange, Parallel, Schedule
 from hpcmoe.engine import layer
-from hpcmoe.errors import JobError
+from hpcmoe.errors import INTERNAL, JobError
 from hpcmoe.predict import cost, demand, flow, machine, simulate
 from hpcmoe.predict.estimate import estimate
 from hpcmoe.predict.layout import Layout, Load, bare
@@ -268,6 +268,11 @@ class TestPages:
         path.write_text(slow.replace("ranks_per_node = 8", "ranks_per_node = 1"))
         found = words("predict", spec_file(tmp_path / "spec.toml"), "--ranks", "4", "--steps", "1", "--hardware", path)
         assert "LOSES to" in found.out and "4 data replicas" in found.out
+
+    def test_a_simulation_that_cannot_be_ends_as_a_defect(self, tmp_path, words, monkeypatch):
+        monkeypatch.setattr(Network, "check", lambda self, wall, real=Network.check: real(self, wall / 1e9))
+        found = words("predict", spec_file(tmp_path / "spec.toml"), "--ranks", "4", "--steps", "1")
+        assert found.code == INTERNAL and "a link was busy for" in found.err
 
     @pytest.mark.parametrize(("more", "said"), [(("--hardware", "h100"), "none of that name"),
                                                 (("-o", "out.csv"), "should end in .json"),
