@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from hpcmoe import spec_table
@@ -25,8 +26,8 @@ USUAL = {16: 2, 64: 4, 256: 8}
 """K of each E, as the inputs have it."""
 TOP_K = (1, 2, 4, 8)
 BATCHES = (4, 8, 16, 32, 64)
-BATCH = 16
-"""Sequences of a GPU where they are not what is varied; the largest batch that fits has 15 or 16."""
+BATCH = 8
+"""Sequences of a GPU where they are not what is varied: as the proposed layout has room for."""
 TEAM, GPUS, PROMPT, NEW, STEPS = 4, 8, 512, 64, 1
 WAYS = {"serial": (Schedule("serial", 1), "alltoallv"), "overlap": (Schedule("overlapped", 2), "alltoallv"),
         "two hops": (Schedule("serial", 1), "twohop"), "both": (Schedule("overlapped", 2), "twohop")}
@@ -95,15 +96,16 @@ def page(rows: list[Row], hw) -> None:
     out.print(table)
     out.print("experts, tokens/s: of a GPU; exposed: part of a step; uneven: a layer's most rows over the mean, - 1\n"
               "(!): does not fit into the GPU's memory, and is simulated as if it did")
-    for E in SPECS:
+    for E, zipf in product(SPECS, (0.0, 0.5)):
         best = {layout: max((row for row in rows if (row.E, row.K, row.sequences, row.zipf, row.layout)
-                             == (E, USUAL[E], BATCH, 0.0, layout)), key=lambda row: row.rate)
+                             == (E, USUAL[E], BATCH, zipf, layout)), key=lambda row: row.rate)
                 for layout in ("proposed", "conventional")}
         mine, other = best["proposed"], best["conventional"]
         word = "wins over" if mine.rate > other.rate else "LOSES to"
-        out.print(f"E {E}, K {USUAL[E]}, {BATCH} sequences a GPU: one expert per GPU and layer {word} {other.experts} "
-                  f"on each of {GPUS} GPUs: {mine.rate:.1f} ({mine.way}) against {other.rate:.1f} ({other.way}) "
-                  f"tokens/s of a GPU{'' if other.fits else ', where the latter does not fit'}")
+        use = f", experts used by Zipf's law, s = {zipf:g}, without replicas" if zipf else ""
+        out.print(f"E {E}, K {USUAL[E]}, {BATCH} sequences a GPU{use}: one expert per GPU and layer {word} "
+                  f"{other.experts} on each of {GPUS} GPUs: {mine.rate:.1f} ({mine.way}) against {other.rate:.1f} "
+                  f"({other.way}) tokens/s of a GPU{'' if other.fits else ', where the latter does not fit'}")
 
 
 def assumptions(hw) -> str:
