@@ -21,7 +21,7 @@ def test_check_gives_the_memory_of_all_61_layers_and_refuses_64_gb():
     spec = str(ROOT / "inputs" / "seed61.toml")
     refused, fits = (hpcmoe("check", spec, "--ranks", "16", "--gpu-memory", size) for size in ("64GB", "80GB"))
     assert refused.returncode == 2 and "GPUs of 64GB do not hold it" in refused.stderr
-    assert "the weights alone are 64.1 GB" in refused.stderr and "attention, 57.3 GB" in refused.stderr
+    assert "the weights are 64.1 GB, 57.3 GB of them of attention: parallel.attention_tensor = 2" in refused.stderr
     assert fits.returncode == 0 and "It fits" in fits.stdout and "5.1 GB" in fits.stdout
 
 
