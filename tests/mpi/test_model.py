@@ -63,6 +63,7 @@ def through_cache(rig: Rig, comm, prompts, following) -> dict[int, np.ndarray]:
 
 
 LATENT = ("deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_fp8", "deepseek_v3_yarn")
+BY_TOKENS = ("glm4_moe", "deepseek_v3_fp8")
 FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "seedlike", *LATENT, "glm4_moe",
             "glm4_moe_plain", "gpt_oss", "gpt_oss_mxfp4", "gpt_oss_yarn"]
 
@@ -90,11 +91,12 @@ def off(logits: np.ndarray, found, i: int) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_logits_equal_those_of_transformers(comm, everywhere, family):
-    """Bit for bit: at least 99.9 % of the logits behind most tokens, and nowhere far off (in standard deviations).
+    """Bit for bit: at least 99.9 % in most prompts, and nowhere far off (in standard deviations).
 
-    Not behind all tokens: where a float32 sum ends next to the middle between two bfloat16 values, the order of its
+    Not in all prompts: where a float32 sum ends next to the middle between two bfloat16 values, the order of its
     terms (which BLAS chooses) decides, and the tokens behind it differ in their last bits. Of 135,000
-    roundings of the longest prompt about one falls so.
+    roundings of the longest prompt about one falls so. In families of `BY_TOKENS` one does in half of the prompts or
+    more: there it is at least 99.9 % behind most tokens.
 
     Of families with a latent only prompts count whose tokens are computed in the plain form, as transformers computes
     all: the absorbed form rounds elsewhere. All of them are as near to float32 as transformers' own bfloat16 is, give
@@ -114,8 +116,10 @@ def test_bfloat16_logits_equal_those_of_transformers(comm, everywhere, family):
     same, far = ({i: v for part in comm.allgather(values) for i, v in part.items()} for values in (same, far))
     print(family, {i: f"{same[i].mean():.4f}" for i in sorted(same)})
     problems = []
-    if not family.startswith("deepseek_v2") and np.median(np.concatenate(list(same.values()))) < 0.999:
-        problems.append(f"identical: {same}")
+    by_prompt = [rows.mean() for rows in same.values()]
+    alike = np.median(np.concatenate(list(same.values())) if family in BY_TOKENS else by_prompt)
+    if not family.startswith("deepseek_v2") and alike < 0.999:
+        problems.append(f"identical: {by_prompt}")
     if np.mean(list(far.values())) > 0 if family in LATENT else max(far.values()) > 0.1:
         problems.append(f"too far off: {far}")
     everywhere(problems)
