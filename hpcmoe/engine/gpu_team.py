@@ -8,11 +8,12 @@ import numpy as np
 from hpcmoe.device import rows
 from hpcmoe.device.cuda import Event, Mirror
 from hpcmoe.engine.attends import Place
+from hpcmoe.engine.rank_team import RankTeam
 from hpcmoe.engine.room import Work
-from hpcmoe.engine.together import Split, Together
-from hpcmoe.engine.trip import Trip
-from hpcmoe.exchange.interface import Flight
+from hpcmoe.engine.together import Split
+from hpcmoe.exchange.interface import Rows
 from hpcmoe.exchange.team import TeamLane
+from hpcmoe.types import Extent, Layout
 
 if TYPE_CHECKING:
     from hpcmoe.engine.gpu import GpuSegments
@@ -28,56 +29,19 @@ class TeamRoom:
         self.base = Mirror(np.int32, ranks)
 
 
-class GpuTeam:
+class GpuTeam(RankTeam):
     """A rank's heads, and its team's tokens."""
 
     def __init__(self, segments: "GpuSegments", split: Split, lanes: list[TeamLane], rooms: list[TeamRoom],
                  slots: int) -> None:
         """`slots` are those of one rank."""
-        self._segments, self._lanes, self._rooms, self._slots = segments, lanes, rooms, slots
-        self._rank, self._size = split.heads.number, split.heads.of
-        first = segments.rank - self._rank
-        self._classes = segments.classes[:, first:first + self._size]
+        super().__init__(segments, split, lanes, slots)
+        self._segments, self._rooms = segments, rooms
 
-    def meet(self, work: Work) -> Flight:
-        """See `layer.Team`."""
-        work.together = Together(self._lanes[work.number], self._rank)
-        self._segments.watch.mark("meeting", 0, work.number, work.batch.rows)
-        work.together.lane.meeting.start(work.batch.spans)
-        return work.together.lane.meeting
-
-    def attends(self, work: Work) -> bool:
-        """See `layer.Team`."""
-        return self._of(work).waits
-
-    def gather(self, work: Work) -> Trip:
-        """See `layer.Team`."""
-        return self._leave(work, "gather")
-
-    def bring(self, work: Work) -> Trip:
-        """See `layer.Team`."""
-        return self._leave(work, "bring")
-
-    def free(self) -> None:
-        """Collective over the team."""
-        for lane in self._lanes:
-            lane.free()
-
-    def _of(self, work: Work) -> Together:
-        assert work.together
-        return work.together
-
-    def _leave(self, work: Work, kind: str) -> Trip:
-        """One of the two exchanges begins."""
-        of, watch = self._segments, self._segments.watch
-        travelling, incoming, extent = self._of(work).leave(kind)
-        watch.mark(kind, work.layer, work.number, work.leaving)
-        trip = of.depart(travelling, kind, work)
-        with of.clock.starting(trip), of.travel:
-            travelling.start(incoming, extent)
-            work.own = Event(of.travel)
-            watch.by(travelling.mode)
-        return trip
+    def _start(self, work: Work, rows: Rows, incoming: Layout, extent: Extent) -> None:
+        with self._segments.travel:
+            rows.start(incoming, extent)
+            work.own = Event(self._segments.travel)
 
     def look(self, work: Work) -> None:
         """See `layer.Team`."""
@@ -130,8 +94,3 @@ class GpuTeam:
             of.blocks.behind(work, added)
             of.go_on(work)
         return Event(of.compute)
-
-    def _leaves(self, work: Work, counts: np.ndarray, units: int) -> None:
-        """Rows are ready: counts `[t]` of `units` uint16."""
-        work.leaving, work.sent = int(counts.sum()), self._classes @ counts * (2 * units)
-        self._of(work).waits = True

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpcmoe.engine.rank_team import RankTeam
 from hpcmoe.engine.stream import Event
-from hpcmoe.engine.together import Split, Together
-from hpcmoe.engine.trip import Trip
+from hpcmoe.engine.together import Split
 from hpcmoe.engine.work import Work
-from hpcmoe.exchange.interface import Flight
 from hpcmoe.exchange.team import TeamLane
 from hpcmoe.kernels import pack, rope
 from hpcmoe.kernels.linear import product
@@ -24,63 +23,21 @@ if TYPE_CHECKING:
     from hpcmoe.engine.segments import CpuSegments
 
 
-class CpuTeam:
+class CpuTeam(RankTeam):
     """A rank's heads, and its team's tokens. What `layer.Team` has runs on the main thread, the rest on the stream."""
 
     def __init__(self, segments: "CpuSegments", split: Split, lanes: list[TeamLane], slots: int) -> None:
         """`segments` have a cache of this rank's heads, for all sequences of the team; `slots` are those of a rank."""
-        self._segments, self._lanes, self._slots = segments, lanes, slots
-        self._rank, self._size = split.heads.number, split.heads.of
-        self._local = heads.local(segments.model, split.heads)
-        first = segments.rank - self._rank
-        self._classes = segments.classes[:, first:first + self._size]
-
-    def meet(self, work: Work) -> Flight:
-        """See `layer.Team`."""
-        work.together = Together(self._lanes[work.number], self._rank)
-        self._segments.watch.mark("meeting", 0, work.number, work.batch.rows)
-        work.together.lane.meeting.start(work.batch.spans)
-        return work.together.lane.meeting
-
-    def attends(self, work: Work) -> bool:
-        """See `layer.Team`."""
-        return self._of(work).waits
-
-    def gather(self, work: Work) -> Trip:
-        """See `layer.Team`."""
-        return self._leave(work, "gather")
+        super().__init__(segments, split, lanes, slots)
+        self._segments, self._local = segments, heads.local(segments.model, split.heads)
 
     def attend(self, work: Work) -> Event:
         """See `layer.Team`."""
         return self._segments.stream.run(self._attend, work)
 
-    def bring(self, work: Work) -> Trip:
-        """See `layer.Team`."""
-        return self._leave(work, "bring")
-
     def join(self, work: Work) -> Event:
         """See `layer.Team`."""
         return self._segments.stream.run(self._join, work)
-
-    def free(self) -> None:
-        """Collective over the team."""
-        for lane in self._lanes:
-            lane.free()
-
-    def _of(self, work: Work) -> Together:
-        assert work.together
-        return work.together
-
-    def _leave(self, work: Work, kind: str) -> Trip:
-        """One of the two exchanges begins."""
-        of, watch = self._segments, self._segments.watch
-        rows, incoming, extent = self._of(work).leave(kind)
-        watch.mark(kind, work.layer, work.number, work.leaving)
-        trip = of.depart(rows, kind, work)
-        with of.clock.starting(trip):
-            rows.start(incoming, extent)
-            watch.by(rows.mode)
-        return trip
 
     def look(self, work: Work) -> None:
         """Behind the meeting: which tokens the team has."""
@@ -125,8 +82,3 @@ class CpuTeam:
             work.x = work.x + total.astype(of.dtype, copy=False)
         together.waits = False
         of.go_on(work)
-
-    def _leaves(self, work: Work, counts: np.ndarray, units: int) -> None:
-        """Rows are ready: counts `[t]` of `units` uint16."""
-        work.leaving, work.sent = int(counts.sum()), self._classes @ counts * (2 * units)
-        self._of(work).waits = True
