@@ -135,16 +135,7 @@ def _stages(one: Measured, two: Measured) -> Block:
                  for name, x, y in zip(STAGES, a.tolist(), b.tolist()))
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        place = np.arange(len(STAGES))
-        axes.barh(place - 0.2, a, 0.4, color=style.BLUE, label="run 1")
-        axes.barh(place + 0.2, b, 0.4, color=style.ORANGE, hatch=style.HATCH, edgecolor="white", linewidth=0,
-                  label="run 2")
-        axes.set_yticks(place, STAGES)
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("µs of a rank for each computed token, mean")
-        style.above(axes)
+        style.stages(figure, a, b, ("run 1", "run 2"), "µs of a rank for each computed token, mean")
     alt = ", ".join(f"{name} {x:,.2f} and {y:,.2f}" for name, x, y in zip(STAGES, a.tolist(), b.tolist()))
     return Block(title, says, Grid(("stage", ">run 1", ">run 2", ">difference", ">run 2 / run 1"), rows),
                  Picture("stages-compared", f"Pairs of bars, µs a token by stage, runs 1 and 2: {alt}.", draw))

@@ -31,16 +31,7 @@ def stages(run: Measured) -> Block:
         says += " Stages that ran at the same time count each."
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        place = np.arange(len(STAGES))
-        axes.barh(place - 0.2, mean, 0.4, color=style.BLUE, label="mean over ranks")
-        axes.barh(place + 0.2, slowest, 0.4, color=style.ORANGE, hatch=style.HATCH, edgecolor="white", linewidth=0,
-                  label="slowest rank")
-        axes.set_yticks(place, STAGES)
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("seconds, summed over the steps")
-        style.above(axes)
+        style.stages(figure, mean, slowest, ("mean over ranks", "slowest rank"), "seconds, summed over the steps")
     alt = ", ".join(f"{STAGES[n]} {text.seconds(float(mean[n]))}" for n in np.argsort(-mean))
     return Block(title, says, Grid(("stage", ">mean over ranks", ">slowest rank", ">share"), tuple(rows)),
                  Picture("stages", f"Bars of seconds by stage, mean over ranks: {alt}.", draw))

@@ -4,7 +4,10 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from hpcmoe.report.blocks import Picture
+from hpcmoe.types import STAGES
 
 WIDTH, DPI = 5.6, 200
 """Inches, and pixels of one: a picture is as sharp on a page of 1280 pixels, and its letters have 10 on one of 400."""
@@ -32,6 +35,18 @@ def png(picture: Picture) -> bytes:
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=DPI)
     return out.getvalue()
+
+
+def stages(figure: Any, first: np.ndarray, second: np.ndarray, labels: tuple[str, str], unit: str) -> None:
+    """Two bars for each of `types.STAGES`, one below the other; first and second `[len(STAGES)]`."""
+    axes, place = figure.subplots(), np.arange(len(STAGES))
+    axes.barh(place - 0.2, first, 0.4, color=BLUE, label=labels[0])
+    axes.barh(place + 0.2, second, 0.4, color=ORANGE, hatch=HATCH, edgecolor="white", linewidth=0, label=labels[1])
+    axes.set_yticks(place, STAGES)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(unit)
+    above(axes)
 
 
 def above(axes: Any, columns: int = 2) -> None:

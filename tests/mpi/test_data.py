@@ -1,6 +1,5 @@
 """Groups of ranks that share one pool of prompts: the answers of one group, whoever deals them to whom."""
 
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from after import After
 from models import TINY
 
 from hpcmoe import config, launch, tables
@@ -109,18 +109,6 @@ def test_shards_and_teams_lie_within_a_group(comm, folder, everywhere, tensor):
     for made in found:
         run(made)
     everywhere(["other bits"] if comm.rank == 0 and bits(found[0]) != bits(found[1]) else [])
-
-
-class After(Notice):
-    """Has a reason to end after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def reason(self, ahead: float = 0.0) -> int:
-        self.left -= 1
-        return signal.SIGUSR1 if self.left < 0 else 0
 
 
 @pytest.mark.parametrize("mode", ["generate", "score"])

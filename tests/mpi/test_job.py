@@ -1,12 +1,12 @@
 """Whole jobs on real ranks, from prompts.h5 to results.h5, against the slow oracle."""
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from after import After
 from models import TINY, VARIANTS
 from mpi4py import MPI
 
@@ -16,7 +16,6 @@ from hpcmoe.engine import job as life
 from hpcmoe.files import begun, parts, prompts, results
 from hpcmoe.files.drawn import Drawn
 from hpcmoe.kernels import rows
-from hpcmoe.notice import Notice
 
 pytestmark = pytest.mark.mpi
 LENGTHS = (1, 9, 3, 17, 1, 30, 2, 2, 5, 12, 1)
@@ -173,18 +172,6 @@ def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
             if set(file["timings/attempt"][:]) != {1}:
                 problems.append(f"attempts {file['timings/attempt'][:]}")
     everywhere(problems)
-
-
-class After(Notice):
-    """Has a reason to end, on one rank, after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def reason(self, ahead: float = 0.0) -> int:
-        self.left -= 1
-        return signal.SIGUSR1 if self.left < 0 else 0
 
 
 @pytest.mark.parametrize("mode", ["generate", "score"])
