@@ -196,6 +196,12 @@ class ModelSpec:
         return self.moe.experts if self.moe else 0
 
 
+def latent_of(spec: ModelSpec) -> Latent:
+    """Of a model whose attention has one."""
+    assert spec.attention.latent is not None
+    return spec.attention.latent
+
+
 def tensors(spec: ModelSpec) -> Iterator[Tensor]:
     """Every weight of the model, in the order of a token's way. Matrices are `[out, in]`."""
     embedding, *last = outer_tensors(spec)

@@ -14,7 +14,7 @@ from hpcmoe.device.cuda import is_hopper, launch
 from hpcmoe.device.heads import Heads
 from hpcmoe.device.scratch import ABSORBED, TOGETHER, WORKERS, at_once, pieces, whole_blocks
 from hpcmoe.kernels.rows import alone
-from hpcmoe.spec import Attention, Latent, ModelSpec
+from hpcmoe.spec import Attention, Latent, ModelSpec, latent_of
 
 SHARED = 2 * (3 * 64 * sum(ABSORBED) + 64 * 64) + 1024
 """Bytes of shared memory of a block of absorbed.cu."""
@@ -22,17 +22,11 @@ JOINS = 512
 """Blocks of `latent.join`, about."""
 
 
-def shape(model: ModelSpec) -> Latent:
-    """Of a model that has it."""
-    assert model.attention.latent is not None
-    return model.attention.latent
-
-
 class LatentCache:
     """Vectors and turned keys, `[L, slots, length, rank + rotary_dim]` uint16, and the rotations of all positions."""
 
     def __init__(self, model: ModelSpec, slots: int, length: int) -> None:
-        c, length = shape(model), whole_blocks(length)
+        c, length = latent_of(model), whole_blocks(length)
         self.kept = cupy.zeros((model.layers, slots, length, c.rank + c.rotary_dim), np.uint16)
         self.cos, self.sin = rotations(model.attention, length)
 
@@ -45,7 +39,7 @@ def keep(model: ModelSpec, q: cupy.ndarray, both: cupy.ndarray, weight: cupy.nda
     both `[T, rank + rotary_dim]` uint16: the vector before its norm, whose weight is `[rank]` float32, and the key;
     slot and position `[T]` int32.
     """
-    a, c = model.attention, shape(model)
+    a, c = model.attention, latent_of(model)
     launch("latent.keep", (len(both), 1 + -(-a.heads // ROPE_HEADS)), q, both, weight, cache.kept[layer], slot,
            position, cache.cos, cache.sin, a.heads, a.head_dim, c.rotary_dim, c.rank, cache.kept.shape[2], c.norm_eps,
            threads=32 * ROPE_HEADS)
@@ -56,7 +50,7 @@ class LatentAttending:
 
     def __init__(self, model: ModelSpec, cache: LatentCache, stream: cupy.cuda.Stream, heads: Heads) -> None:
         self._model, self._cache, self._multiply = model, cache, heads
-        a, c, length = model.attention, shape(model), cache.kept.shape[2]
+        a, c, length = model.attention, latent_of(model), cache.kept.shape[2]
         dims = a.query_dim, c.value_dim
         self._together = at_once(a.heads, sum(dims), length)
         self._prefill = open_cudnn(a, self._together, self._together, length, *dims, {0}, stream)
@@ -77,7 +71,7 @@ class LatentAttending:
         q `[T + BLOCK, heads * query_dim]` and out `[T + BLOCK, heads * value_dim]` uint16, T where no span is long;
         kv_b as in `model.weights`; slot and position `[T]` int32.
         """
-        a, c, T = self._model.attention, shape(self._model), len(slot)
+        a, c, T = self._model.attention, latent_of(self._model), len(slot)
         by = kv_b.reshape(a.heads, -1, c.rank)
         for number, s in enumerate(sight.spans):
             self._expanded(q[s.first:], by, layer, s.slot, s.rows, s.cached, sight.lengths[number], out[s.first:])
@@ -96,7 +90,7 @@ class LatentAttending:
                   lengths: cupy.ndarray, out: cupy.ndarray) -> None:
         """The plain form, of the last `rows` tokens of a sequence, some heads after others; by
         `[heads, head_dim + value_dim, rank]`."""
-        a, c, end = self._model.attention, shape(self._model), cached + rows
+        a, c, end = self._model.attention, latent_of(self._model), cached + rows
         assert self._prefill is not None
         known = self._cache.kept[layer, slot, :end]
         for first in range(0, a.heads, self._together):
@@ -111,7 +105,7 @@ class LatentAttending:
     def _one_by_one(self, q: cupy.ndarray, by: cupy.ndarray, layer: int, slot: cupy.ndarray, position: cupy.ndarray,
                     out: cupy.ndarray) -> None:
         """The absorbed form: q `[n, heads * query_dim]`, out `[n, heads * value_dim]`."""
-        a, c, n = self._model.attention, shape(self._model), len(slot)
+        a, c, n = self._model.attention, latent_of(self._model), len(slot)
         q, kept = q.reshape(n, a.heads, -1), self._cache.kept[layer]
         inward, outward = by[:, :a.head_dim].transpose(0, 2, 1), by[:, a.head_dim:]
         mixed = cupy.empty((n, a.heads, c.rank), np.uint16)

@@ -14,7 +14,7 @@ from hpcmoe.device.heads import Heads
 from hpcmoe.device.latent import LatentAttending, LatentCache
 from hpcmoe.device.scratch import BLOCK
 from hpcmoe.model.weights import Attention, LatentAttention
-from hpcmoe.spec import ModelSpec
+from hpcmoe.spec import ModelSpec, latent_of
 from hpcmoe.types import Batch
 
 Cache = KvCache | LatentCache
@@ -91,7 +91,7 @@ class Attends:
     def _with_latent(self, weights: LatentAttention, layer: int, tokens: Tokens, normed: cupy.ndarray,
                      q: cupy.ndarray, mixed: cupy.ndarray) -> None:
         """As `_grouped`."""
-        c, cache, inner = latent.shape(self._model), self._cache, normed
+        c, cache, inner = latent_of(self._model), self._cache, normed
         assert isinstance(cache, LatentCache) and isinstance(self._attending, LatentAttending)
         if weights.q_a is not None:
             inner = self._gemm(normed, weights.q_a)

@@ -14,14 +14,14 @@ from hpcmoe.kernels.linear import by_head, linear
 from hpcmoe.kernels.norm import rms_norm
 from hpcmoe.model.cache import LatentCache
 from hpcmoe.model.weights import LatentAttention
-from hpcmoe.spec import Attention, Latent, ModelSpec
+from hpcmoe.spec import Attention, Latent, ModelSpec, latent_of
 from hpcmoe.types import Batch
 
 
 def mix(model: ModelSpec, weights: LatentAttention, layer: int, x: np.ndarray, batch: Batch, cache: LatentCache,
         angles: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """The answers of all heads to normed tokens x `[T, H]` -> `[T, heads * value_dim]`"""
-    a, c = model.attention, shape(model)
+    a, c = model.attention, latent_of(model)
     plain, turned = queries(a, c, weights, x)
     turned, kept = rope.rotate(turned, *angles), _kept(c, weights, x, angles)
     mixed = np.empty((len(x), a.mixed_width), x.dtype)
@@ -32,12 +32,6 @@ def mix(model: ModelSpec, weights: LatentAttention, layer: int, x: np.ndarray, b
         form = absorbed if rows.alone() or span.rows <= SHORT else expanded
         mixed[part] = form(a, c, weights.kv_b, plain[part], turned[part], known)
     return mixed
-
-
-def shape(model: ModelSpec) -> Latent:
-    """Of a model that has it."""
-    assert model.attention.latent is not None
-    return model.attention.latent
 
 
 def queries(a: Attention, c: Latent, weights: LatentAttention, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

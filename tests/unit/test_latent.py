@@ -1,14 +1,13 @@
 """Attention with a latent: its two forms are one, and what the cache keeps of a token."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmoe.array import BFLOAT16, FLOAT32
 from hpcmoe.kernels.rows import compute_alone
 from hpcmoe.model import cache, latent
-from hpcmoe.spec import Attention, Dense, Latent, ModelSpec
+from hpcmoe.spec import Attention, Dense, Latent, ModelSpec, latent_of
 
 V3 = ModelSpec("v3", 61, 7168, 129280, 4096, Attention(128, 128, 128, latent=Latent(512, 64, 128, 1536)), Dense(1, 61))
 
@@ -21,21 +20,19 @@ def test_the_absorbed_form_equals_the_plain_one(n, cached, heads, dim, rank, tur
     rng = np.random.default_rng(seed)
     c = Latent(rank, 2 * turning, value)
     a = Attention(heads, heads, dim, latent=c, score_factor=1.3)
-    draw = (rng.standard_normal(shape, np.float32) for shape in (
-        (heads * (dim + value), rank), (n, heads, dim), (n, heads, 2 * turning), (cached + n, rank + 2 * turning)))
-    given_arrays = tuple(draw)
-    with pytest.MonkeyPatch.context():
-        compute_alone(alone)
-        try:
-            plain, absorbed = (form(a, c, *given_arrays) for form in (latent.expanded, latent.absorbed))
-        finally:
-            compute_alone(False)
+    arrays = [rng.standard_normal(shape, np.float32) for shape in (
+        (heads * (dim + value), rank), (n, heads, dim), (n, heads, 2 * turning), (cached + n, rank + 2 * turning))]
+    compute_alone(alone)
+    try:
+        plain, absorbed = (form(a, c, *arrays) for form in (latent.expanded, latent.absorbed))
+    finally:
+        compute_alone(False)
     assert plain.shape == (n, heads * value)
     np.testing.assert_allclose(absorbed, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_at_deepseek_v3s_size_they_are_equal_within_1e5_and_the_cache_keeps_576_values():
-    rng, a, c = np.random.default_rng(0), V3.attention, latent.shape(V3)
+    rng, a, c = np.random.default_rng(0), V3.attention, latent_of(V3)
     kv_b = rng.standard_normal((128 * 256, 512), np.float32) * np.float32(512 ** -0.5)
     known = rng.standard_normal((300, 576), np.float32)
     plain, turned = rng.standard_normal((1, 128, 128), np.float32), rng.standard_normal((1, 128, 64), np.float32)
