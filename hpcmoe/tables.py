@@ -113,11 +113,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if option is float and type(value) is int and abs(value) < 2**63:
             return float(value)
         if option is tuple or typing.get_origin(option) is tuple:
-            if isinstance(value, list) and all(type(v) is int for v in value):
-                return tuple(value)
+            of = float if float in typing.get_args(option) else int
+            if isinstance(value, list) and all(type(v) is int or type(v) is of for v in value):
+                return tuple(map(of, value))
         elif type(value) is option:
             return value
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false",
+             tuple[float, ...]: "a list of numbers"}
     expected = " or ".join(words.get(o, "a list of whole numbers") for o in options if o is not types.NoneType)
     raise Bad(path, f"should be {expected}, not {value!r}")
 

@@ -1,8 +1,9 @@
-"""What each stage of a micro-batch costs a rank: bytes of its memory, FLOPs, and seconds beside both.
+"""What each stage of a micro-batch costs a rank: bytes of its memory, FLOPs, and seconds.
 
-A stage takes max(bytes / rate, FLOPs / rate) + what is fixed. T tokens of a micro-batch, M those that a rank attends
-to: T, or those of its team; w bytes of a weight, v of a value. A product of `[n, in]` and a matrix of W values: 2 n W
-FLOPs, and w W + v n (in + out) bytes; few rows so cost what reading the weights does.
+A kernel takes max(bytes / rate, FLOPs / rate), and a stage what its kernels do one after another + what is fixed. T
+tokens of a micro-batch, M those that a rank attends to: T, or those of its team; w bytes of a weight, v of a value. A
+product of `[n, in]` and a matrix of W values: 2 n W FLOPs, and w W + v n (in + out) bytes, so few rows cost what
+reading the weights does; or the seconds that were measured (`products`), and those of the rows' bytes.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from hpcmoe.kernels.attention import SHORT
 from hpcmoe.model import heads
+from hpcmoe.predict import products
 from hpcmoe.predict.machine import Device, Hardware
 from hpcmoe.slots import Shard
 from hpcmoe.spec import ModelSpec, layer_tensors
@@ -29,32 +31,51 @@ class Work:
     stage: str
     bytes: float = 0.0
     flops: float = 0.0
-    fixed: float = 0.0
-    """seconds"""
-    copied: float = 0.0
-    """bytes of weights that a product copies first"""
+    by_memory: float = 0.0
+    """seconds of the kernels that memory bounds"""
+    by_flops: float = 0.0
+    by_overhead: float = 0.0
 
-    def seconds(self, device: Device) -> float:
-        memory, flops, fixed = self.parts(device)
-        return max(memory, flops) + fixed
+    @property
+    def seconds(self) -> float:
+        return sum(self.bounds)
 
-    def parts(self, device: Device) -> tuple[float, float, float]:
-        """Seconds that each of `BOUNDS` asks for."""
-        return (self.bytes / (device.rate * device.rate_share), self.flops / (device.flops * device.flops_share),
-                self.fixed + (self.copied / device.copy_rate if device.copy_rate else 0.0))
+    @property
+    def bounds(self) -> tuple[float, float, float]:
+        """Seconds by `BOUNDS`."""
+        return self.by_memory, self.by_flops, self.by_overhead
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.stage, self.bytes + other.bytes, self.flops + other.flops, self.fixed + other.fixed,
-                    self.copied + other.copied)
+        return Work(self.stage, self.bytes + other.bytes, self.flops + other.flops, self.by_memory + other.by_memory,
+                    self.by_flops + other.by_flops, self.by_overhead + other.by_overhead)
 
 
-def product(stage: str, device: Device, rows: float, values: float, wide: float) -> Work:
-    """`rows` rows times matrices of so many values together, whose inputs and outputs are `wide` values of a row:
-    2 rows values FLOPs; w values + v rows wide bytes, none without rows. A CPU's BLAS copies w values bytes before it
-    multiplies more than a few rows."""
-    weights = device.weight * values if rows else 0.0
-    return Work(stage, weights + device.value * rows * wide, 2.0 * rows * values,
-                copied=weights if device.copy_rate and rows > device.few else 0.0)
+def kernel(stage: str, device: Device, moved: float, flops: float = 0.0, fixed: float = 0.0) -> Work:
+    """One that moves so many bytes and computes so many FLOPs, with `fixed` seconds beside both."""
+    memory, arithmetic = moved / (device.rate * device.rate_share), flops / (device.flops * device.flops_share)
+    by_memory = memory >= arithmetic
+    return Work(stage, moved, flops, memory if by_memory else 0.0, 0.0 if by_memory else arithmetic, fixed)
+
+
+def product(stage: str, device: Device, rows: float, values: float, wide: float, fixed: float = 0.0) -> Work:
+    """`rows` rows times matrices of so many values together, whose inputs and outputs, and what is read and written
+    around them, are `wide` values of a row; nothing without rows."""
+    return Work(stage, *map(float, _product(device, np.array(rows, np.float64), values, wide, fixed)))
+
+
+def _product(device: Device, rows: np.ndarray, values: float, wide: float, fixed: float) -> tuple[np.ndarray, ...]:
+    """The fields of `Work`, rows `[...]` each: of an expected part of a row, how likely there is one."""
+    there = np.minimum(rows, 1.0)
+    weights, beside, flops = there * device.weight * values, device.value * rows * wide, 2.0 * rows * values
+    rate = device.rate * device.rate_share
+    if device.products:
+        taken, around = products.seconds(device.products, rows, values), beside / rate
+        by_memory = weights / device.rate >= flops / device.flops
+    else:
+        memory, arithmetic = (weights + beside) / rate, flops / (device.flops * device.flops_share)
+        taken, around, by_memory = np.maximum(memory, arithmetic), 0.0 * rows, memory >= arithmetic
+    return (weights + beside, flops, np.where(by_memory, taken, 0.0) + around, np.where(by_memory, 0.0, taken),
+            there * fixed)
 
 
 @lru_cache(maxsize=4096)
@@ -93,11 +114,11 @@ def attention(model: ModelSpec, hw: Hardware, layer: int, team: int, spans: Sequ
     rows = float(sum(span.rows for span in spans))
     values, kv_b = attention_values(model, layer, team)
     work = product("attention", device, rows, values, 6 * model.hidden + 2 * (a.query_width + a.mixed_width))
-    work += Work("", fixed=hw.overhead.attention + hw.overhead.span * len(spans))
+    scores = a.heads * sum(float(span.rows) * (span.cached + span.rows) for span in spans)
+    work += Work("", by_overhead=(hw.overhead.attention + hw.overhead.span * len(spans) + hw.overhead.score * scores))
     if not a.latent:
-        both = 2.0 * a.kv_width
-        return work + Work("", device.value * both * (keys.sum() + rows), 2 * seen.sum() * (a.query_width
-                                                                                           + a.mixed_width))
+        return work + kernel("", device, device.value * 2.0 * a.kv_width * (keys.sum() + rows),
+                             2.0 * seen.sum() * (a.query_width + a.mixed_width))
     short = np.array([span.rows <= SHORT for span in spans], bool)
     kept = a.latent.rank + a.latent.rotary_dim
     flops = 2.0 * a.heads * (seen[short].sum() * (kept + a.latent.rank)
@@ -105,51 +126,45 @@ def attention(model: ModelSpec, hw: Hardware, layer: int, team: int, spans: Sequ
     made = keys[~short].sum()
     few = sum(span.rows for span in spans if span.rows <= SHORT)
     moved = kept * (keys.sum() + rows) + 2 * made * a.heads * (a.head_dim + a.latent.value_dim)
-    return (work + Work("", device.value * moved, flops)
-            + product("", device, float(few + made), kv_b, 0))
+    return work + kernel("", device, device.value * moved, flops) + product("", device, float(few + made), kv_b, 0)
 
 
 def dense(model: ModelSpec, hw: Hardware, tokens: int) -> Work:
     """A dense block: T rows times 3 H I values."""
     assert model.dense
     wide = 2 * model.hidden + 3 * model.dense.hidden
-    return (product("attention", hw.device, tokens, 3.0 * model.hidden * model.dense.hidden, wide)
-            + Work("", fixed=hw.overhead.attention))
+    return product("attention", hw.device, tokens, 3.0 * model.hidden * model.dense.hidden, wide,
+                   hw.overhead.attention)
 
 
 def gate(model: ModelSpec, hw: Hardware, tokens: int) -> Work:
     """T rows times E H values; E float32 scores of each are written and read."""
     work = product("gate", hw.device, tokens, float(model.experts * model.hidden), model.hidden)
-    return work + Work("", 8.0 * tokens * model.experts, fixed=hw.overhead.gate)
+    return work + kernel("", hw.device, 8.0 * tokens * model.experts, fixed=hw.overhead.gate)
 
 
 def pack(hw: Hardware, rows: float, units: float) -> Work:
     """Rows of so many values are read and written: 2 v rows units bytes."""
-    return Work("pack", 2.0 * hw.device.value * rows * units, fixed=hw.overhead.pack)
+    return kernel("pack", hw.device, 2.0 * hw.device.value * rows * units, fixed=hw.overhead.pack)
 
 
-def experts(model: ModelSpec, hw: Hardware, shards: int, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Bytes, FLOPs, seconds, and bytes of weights that are copied, of each expert or shard, for its rows `[…]` float64.
+def experts(model: ModelSpec, hw: Hardware, shards: int, rows: np.ndarray) -> np.ndarray:
+    """`[5, ...]`: the fields of `Work` behind the first, of each expert or shard, for its rows `[...]` float64.
 
-    3 H I / t values; a row has 2 H + 3 I / t values. One after another, each the longer of both, if any row comes.
+    3 H I / t values; a row has 2 H + 3 I / t values. One after another, if any row comes.
     """
     assert model.moe
     width = -(-model.moe.hidden // shards)
-    values, wide = 3.0 * model.hidden * width, 2 * model.hidden + 3 * width
-    there, device = np.minimum(rows, 1.0), hw.device  # of an expected part of a row: how likely there is one
-    moved = there * device.weight * values + device.value * rows * wide
-    flops = 2.0 * rows * values
-    seconds = np.maximum(moved / (device.rate * device.rate_share), flops / (device.flops * device.flops_share))
-    copied = np.where(rows > device.few, device.weight * values, 0.0) if device.copy_rate else np.zeros_like(rows)
-    return moved, flops, seconds + there * hw.overhead.expert + copied / (device.copy_rate or 1.0), copied
+    return np.stack(_product(hw.device, rows, 3.0 * model.hidden * width, 2 * model.hidden + 3 * width,
+                             hw.overhead.expert))
 
 
 def shared(model: ModelSpec, hw: Hardware, tokens: int) -> Work:
     """The shared expert: T rows times 3 H I values of its own."""
     assert model.moe
     width = model.moe.shared_hidden
-    work = product("expert", hw.device, tokens, 3.0 * model.hidden * width, 2 * model.hidden + 3 * width)
-    return work + Work("", fixed=hw.overhead.expert)
+    return product("expert", hw.device, tokens, 3.0 * model.hidden * width, 2 * model.hidden + 3 * width,
+                   hw.overhead.expert)
 
 
 def combine(model: ModelSpec, hw: Hardware, tokens: int, shards: int) -> Work:
@@ -157,14 +172,14 @@ def combine(model: ModelSpec, hw: Hardware, tokens: int, shards: int) -> Work:
     assert model.moe
     answers = tokens * model.moe.top_k * shards * model.hidden
     each = hw.device.value if shards == 1 else 4
-    return Work("combine", float(each * answers + 2 * hw.device.value * tokens * model.hidden), 2.0 * answers,
-                hw.overhead.combine)
+    return kernel("combine", hw.device, float(each * answers + 2 * hw.device.value * tokens * model.hidden),
+                  2.0 * answers, hw.overhead.combine)
 
 
 def head(model: ModelSpec, hw: Hardware, wanted: int) -> Work:
     """B rows times V H values; V float32 logits of each are written and read."""
     work = product("head", hw.device, wanted, float(model.vocabulary * model.hidden), model.hidden)
-    return work + Work("", 8.0 * wanted * model.vocabulary, fixed=hw.overhead.head)
+    return work + kernel("", hw.device, 8.0 * wanted * model.vocabulary, fixed=hw.overhead.head)
 
 
 def team_bytes(model: ModelSpec, device: Device, team: int, tokens: int) -> tuple[float, float]:
@@ -176,4 +191,4 @@ def team_bytes(model: ModelSpec, device: Device, team: int, tokens: int) -> tupl
 def team_join(model: ModelSpec, hw: Hardware, team: int, tokens: int) -> Work:
     """The t float32 parts of each token are read and summed; x is read and written."""
     moved = (4.0 * team + 2 * hw.device.value) * tokens * model.hidden
-    return Work("attention", moved, float(team * tokens * model.hidden), hw.overhead.combine)
+    return kernel("attention", hw.device, moved, float(team * tokens * model.hidden), hw.overhead.combine)

@@ -50,6 +50,8 @@ def estimate(model: ModelSpec, hw: Hardware, layout: Layout, given: Given, batch
     part = split(batch, layout.parts)[0]
     compute, terms = _part(model, hw, layout, drawn, part)
     compute *= given.factor if given.slowed else 1.0
+    if layout.overlapped and layout.parts > 1:
+        compute = compute * hw.device.in_turns + hw.overhead.turn * (2 + 3 * len(model.moe_layers))
     m, busy = layout.parts, max(terms[:3])
     exchange = busy + terms[3]
     outside = hw.overhead.step + flow.small(layout.group, hw.links, HEADER, drawn.at.many)
@@ -61,7 +63,7 @@ def estimate(model: ModelSpec, hw: Hardware, layout: Layout, given: Given, batch
 def _part(model: ModelSpec, hw: Hardware, layout: Layout, drawn: Drawn, batch: Batch) -> tuple[float, list[float]]:
     """Seconds that a micro-batch computes, and `TERMS` of what it exchanges."""
     T, team, device = batch.rows, layout.team, hw.device
-    seconds = cost.head(model, hw, len(batch.wanted)).seconds(device) + hw.overhead.host
+    seconds = cost.head(model, hw, len(batch.wanted)).seconds + hw.overhead.host
     terms = [0.0] * len(TERMS)
     seconds += _attention(model, hw, layout, batch.spans)
     if team > 1:
@@ -69,9 +71,9 @@ def _part(model: ModelSpec, hw: Hardware, layout: Layout, drawn: Drawn, batch: B
         for moved in cost.team_bytes(model, device, team, T):
             terms[0 if near else 1] += model.layers * moved / (hw.links.near_rate if near else hw.links.far_rate)
             terms[3] += model.layers * (hw.links.start + (hw.links.near_latency if near else hw.links.far_latency))
-        seconds += model.layers * (cost.team_join(model, hw, team, T).seconds(device) + 4 * hw.overhead.host)
+        seconds += model.layers * (cost.team_join(model, hw, team, T).seconds + 4 * hw.overhead.host)
     layers = model.moe_layers
-    seconds += (model.layers - len(layers)) * (cost.dense(model, hw, T).seconds(device) if model.dense else 0.0)
+    seconds += (model.layers - len(layers)) * (cost.dense(model, hw, T).seconds if model.dense else 0.0)
     if not layers:
         return seconds, terms
     rows = drawn(layers[0], 0, T)
@@ -79,7 +81,7 @@ def _part(model: ModelSpec, hw: Hardware, layout: Layout, drawn: Drawn, batch: B
              cost.combine(model, hw, T, layout.shards)]
     if model.moe and model.moe.shared_hidden:
         fixed.append(cost.shared(model, hw, T))
-    each = sum(work.seconds(device) for work in fixed) + float(rows.seconds.max()) + 5 * hw.overhead.host
+    each = sum(work.seconds for work in fixed) + float(rows.experts[2:].sum(axis=0).max()) + 5 * hw.overhead.host
     if layout.group == 1:
         return seconds + len(layers) * each, terms
     small = flow.small(layout.group, hw.links, HEADER, drawn.at.many)
@@ -95,7 +97,7 @@ def _attention(model: ModelSpec, hw: Hardware, layout: Layout, spans: Sequence[S
     for layer in range(model.layers):
         windows.setdefault(model.attention.window_in(layer), []).append(layer)
     every = tuple(spans) * layout.team
-    return sum(len(layers) * cost.attention(model, hw, layers[0], layout.team, every).seconds(hw.device)
+    return sum(len(layers) * cost.attention(model, hw, layers[0], layout.team, every).seconds
                for layers in windows.values())
 
 

@@ -1,6 +1,8 @@
 """What a GPU, its links and a rank's main thread are taken to do, from TOML files."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 from hpcmoe import tables
@@ -12,6 +14,15 @@ FOLDER = Path(__file__).parent / "hardware"
 
 
 @dataclass(frozen=True)
+class Products:
+    """Products of rows with a matrix, as they were measured: each matrix came from memory, not from a cache."""
+
+    rows: tuple[int, ...] = key(help="how many rows, in ascending order")
+    values: tuple[int, ...] = key(help="values of the matrix, in ascending order")
+    seconds: tuple[float, ...] = key(help="of each number of rows with each matrix, those of the same rows together")
+
+
+@dataclass(frozen=True)
 class Device:
     """What computes. What is reached of both rates is a share, the same for all stages."""
 
@@ -20,11 +31,11 @@ class Device:
     memory: float = key(help="bytes of its memory that a rank may take", least=1)
     flops_share: float = key(1.0, help="part of its FLOP/s that products reach", least=1e-3, most=1)
     rate_share: float = key(1.0, help="part of its bytes/s that kernels reach", least=1e-3, most=1)
-    few: int = key(0, help="rows up to which a product takes its weights as they lie; a CPU's BLAS copies "
-                             "them for more", least=0)
-    copy_rate: float = key(0.0, help="bytes/s of that copy; 0 = nothing is copied", least=0)
     weight: int = key(2, help="bytes of a weight as it is kept", least=2, most=4)
     value: int = key(2, help="bytes of a value of a row", least=2, most=4)
+    in_turns: float = key(1.0, help="times as long as arithmetic takes while micro-batches take turns", least=1)
+    products: Products | None = key(None, help="seconds of products where they were measured; without it products "
+                                               "take what both rates say")
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class Overhead:
 
     attention: float = key(0.0, help="of attention, or of a dense block, in a layer", least=0)
     span: float = key(0.0, help="of each sequence in an attention, where they are computed one by one", least=0)
+    score: float = key(0.0, help="of each query and key of a head, where scores are written to memory", least=0)
     gate: float = key(0.0, help="of a gate", least=0)
     pack: float = key(0.0, help="of packing rows, or of ordering those that came", least=0)
     expert: float = key(0.0, help="of each expert that has rows", least=0)
@@ -54,6 +66,8 @@ class Overhead:
     head: float = key(0.0, help="of the head and the choice of tokens", least=0)
     host: float = key(0.0, help="of the main thread for each piece of work that it begins", least=0)
     step: float = key(0.0, help="of the main thread between two steps", least=0)
+    turn: float = key(0.0, help="of each piece of work while micro-batches take turns: a CPU's main thread looks after "
+                                "exchanges on the same cores", least=0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,26 @@ def load(words: str) -> Hardware:
                        "file, as hpcmoe bench machine writes it")
     try:
         found: Hardware = tables.build(Hardware, tables.read(path, JobError, "hardware file"))
+        _check(found.device)
     except Bad as bad:
         raise JobError(f"{path}: {bad}") from None
     return found
+
+
+def _check(device: Device) -> None:
+    """Raises `Bad` where measured products are not a table, or beat what the device can do at most."""
+    if (table := device.products) is None:
+        return
+    for name, side in (("rows", table.rows), ("values", table.values)):
+        if not side or side[0] < 1 or any(a >= b for a, b in pairwise(side)):
+            raise Bad(f"device.products.{name}", "should be whole numbers above 0 in ascending order")
+    wanted = len(table.rows) * len(table.values)
+    if len(table.seconds) != wanted or not all(0 < one < inf for one in table.seconds):
+        raise Bad("device.products.seconds", f"should be {wanted} numbers above 0, {len(table.rows)} rows times "
+                                             f"{len(table.values)} matrices, not {len(table.seconds)}")
+    sizes = ((rows, values) for rows in table.rows for values in table.values)
+    for (rows, values), seconds in zip(sizes, table.seconds):
+        least = max(device.weight * values / device.rate, 2 * rows * values / device.flops)
+        if seconds < least * (1 - 1e-6):
+            raise Bad("device.products.seconds", f"{seconds:g} of {rows} rows and {values} values is less than rate "
+                                                 f"and flops let them take, {least:.3g}")

@@ -11,7 +11,7 @@ from hpcmoe.predict import layout as layouts
 from hpcmoe.predict.cost import BOUNDS
 from hpcmoe.predict.estimate import Estimate, estimate
 from hpcmoe.predict.layout import Layout, Load
-from hpcmoe.predict.machine import Device, Hardware
+from hpcmoe.predict.machine import Hardware
 from hpcmoe.predict.simulate import STEPS, Given, Simulation, Step, decode, prefill, simulate
 from hpcmoe.spec import ModelSpec
 from hpcmoe.types import STAGES
@@ -77,7 +77,7 @@ class Prediction:
     """other layouts that fit"""
 
 
-def bounds(speed: Speed, device: Device) -> list[tuple[str, float, str]]:
+def bounds(speed: Speed) -> list[tuple[str, float, str]]:
     """(stage, seconds of a step of one token for each sequence, what bounds it); of the exchange, those of waiting."""
     found, last = [], speed.steps[-1].done
     for stage in STAGES:
@@ -85,7 +85,7 @@ def bounds(speed: Speed, device: Device) -> list[tuple[str, float, str]]:
         if stage == "exchange":
             found.append((stage, seconds, speed.estimated.bound))
         elif stage in last and seconds:
-            found.append((stage, seconds, BOUNDS[int(np.argmax(last[stage][0].parts(device)))]))
+            found.append((stage, seconds, BOUNDS[int(np.argmax(last[stage][0].bounds))]))
     return found
 
 
@@ -183,7 +183,7 @@ def record(speed: Speed, hw: Hardware) -> dict:
             "ttft": speed.ttft, "exposed": speed.exposed, "bytes_same_node": near, "bytes_other_nodes": far,
             "imbalance": speed.imbalance, "gpu_hours": hours(speed), "node_hours": hours(speed) / per_node(lay, hw),
             "stages": {stage: {"seconds": seconds, "bound": bound}
-                       for stage, seconds, bound in bounds(speed, hw.device)}}
+                       for stage, seconds, bound in bounds(speed)}}
 
 
 def hours(speed: Speed) -> float:

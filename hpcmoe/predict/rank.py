@@ -13,9 +13,9 @@ from hpcmoe.predict.network import CLOSE, Defect
 class Rank:
     """Stands for all ranks of its class."""
 
-    def __init__(self, number: int, layers: int, device: Device, slow: float) -> None:
-        """`slow`: how many times as long its arithmetic takes."""
-        self.number, self.device, self._slow = number, device, slow
+    def __init__(self, number: int, layers: int, device: Device, slow: float, turn: float = 0.0) -> None:
+        """`slow`: how many times as long its arithmetic takes; `turn`: seconds of each piece of it beside that."""
+        self.number, self.device, self._slow, self._turn = number, device, slow, turn
         self.now = 0.0
         """seconds on its main thread"""
         self.pending: list[Computed | Crossing] = []
@@ -29,16 +29,11 @@ class Rank:
     def compute(self, *works: Work, layer: int = -1, micro_batch: int = -1, rows: int = -1) -> "Computed":
         """Work goes to the stream; its end."""
         for work in works:
-            self._run(work, work.seconds(self.device), layer, micro_batch, rows)
+            self._run(work, self._turn / len(works), layer, micro_batch, rows)
         return Computed(self, self._free)
 
-    def compute_for(self, seconds: float, work: Work, layer: int, micro_batch: int, rows: int) -> "Computed":
-        """The same, of work whose parts take so many seconds one after another."""
-        self._run(work, seconds, layer, micro_batch, rows)
-        return Computed(self, self._free)
-
-    def _run(self, work: Work, seconds: float, layer: int, micro_batch: int, rows: int) -> None:
-        seconds *= self._slow
+    def _run(self, work: Work, turn: float, layer: int, micro_batch: int, rows: int) -> None:
+        seconds = work.seconds * self._slow + turn
         least = max(work.bytes / self.device.rate, work.flops / self.device.flops)
         if seconds < least * (1 - CLOSE):
             raise Defect(f"{work.stage} takes {seconds:.3e} s, and its roofline {least:.3e} s")

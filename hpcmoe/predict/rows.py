@@ -29,7 +29,7 @@ class Journey:
 
 @dataclass(frozen=True)
 class LayerRows:
-    """What a rank of each class has to do in a layer, `[C]` each."""
+    """What a rank of each class has to do in a layer, `[C]` each where nothing else is said."""
 
     there: Journey
     home: Journey
@@ -37,11 +37,8 @@ class LayerRows:
     """rows that come"""
     computed: np.ndarray
     """answers that it gives"""
-    bytes: np.ndarray
-    flops: np.ndarray
-    seconds: np.ndarray
-    copied: np.ndarray
-    """of its experts, one after another"""
+    experts: np.ndarray
+    """`[5, C]`: the fields of a `cost.Work` of its experts, one after another"""
 
 
 @dataclass
@@ -93,7 +90,6 @@ class Drawn:
         """rows `[E]` on those who hold the experts."""
         held, R, t = demand.held(self.placements, layer), self.layout.group, self.layout.shards
         slot = rows[held.expert] / held.copies
-        moved, flops, seconds, copied = cost.experts(self.model, self.hw, t, slot)
 
         def by_rank(values: np.ndarray) -> np.ndarray:
             return np.repeat(np.bincount(held.rank // t, values, minlength=R // t), t)
@@ -103,7 +99,7 @@ class Drawn:
         there, home = self._flows(answers, received)
         return LayerRows(self._journey(there, order, tokens), self._journey(home, order, tokens * self._most_home),
                          mean(order, received), mean(order, answers),
-                         *(mean(order, by_rank(values)) for values in (moved, flops, seconds, copied)))
+                         np.stack([mean(order, by_rank(of)) for of in cost.experts(self.model, self.hw, t, slot)]))
 
     @property
     def _most_home(self) -> int:

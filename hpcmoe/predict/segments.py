@@ -87,8 +87,8 @@ class Simulated:
         self.host()
         if self.meetings.most_slots > 1 or len(rows.there.hops) > 1:
             self._run(work, [cost.pack(self.hw, float(rows.received[me]), self.model.hidden)])
-        done = Cost("expert", float(rows.bytes[me]), float(rows.flops[me]), copied=float(rows.copied[me]))
-        return self.rank.compute_for(float(rows.seconds[me]), done, work.layer, work.number, round(rows.computed[me]))
+        return self.rank.compute(Cost("expert", *rows.experts[:, me].tolist()), layer=work.layer,
+                                 micro_batch=work.number, rows=round(rows.computed[me]))
 
     def collect(self, work: Work) -> Trip:
         """See `layer.Segments`."""

@@ -134,8 +134,9 @@ def simulate(model: ModelSpec, hw: Hardware, layout: Layout, given: Given, batch
             states[number].park(heap, at)
     meetings = Meetings(drawn, resolved)
     turns = schedule.overlapped_turns if layout.overlapped else schedule.serial_turns
+    in_turns, turn = (hw.device.in_turns, hw.overhead.turn) if layout.overlapped and layout.parts > 1 else (1.0, 0.0)
     for number, slow in enumerate(classes.slow.tolist()):
-        rank = Rank(number, model.layers, hw.device, slow)
+        rank = Rank(number, model.layers, hw.device, slow * in_turns, turn)
         state = _State(rank, Simulated(rank, meetings))
         state.life = _life(state, meetings, batches, layout.parts, turns)
         states.append(state)

@@ -17,27 +17,25 @@ def bench_machine(device: str, output: Path | None) -> int:
 
 def run(world: launch.World, output: Path | None) -> None:
     """Measures, prints, and writes `output` where it is given. Collective. Raises `Agreed`."""
-    from hpcmoe.bench import machine as bench  # starts MPI
+    from hpcmoe.bench import fit  # starts MPI
     launch.check_gpus(world)
     if output:
         launch.on_root(world, lambda: paths.check_output(output))
-    found = [bench.measure(world, shape) for shape in bench.SHAPES]
-    per_node = max(map(world.nodes.count, world.nodes))
-    hw = bench.fit(found, world.size, per_node, "this-machine", 4 if world.memory == "host" else 2)
+    hw, found = fit.calibrated(world, "this-machine")
     if world.rank == 0:
         out = text.console()
         out.print(f"Steps of {text.plural(world.size, 'rank')}, measured, and as hpcmoe predict makes them of the "
                   "figures below")
         grid = text.table(">H", ">I", ">tokens", ">measured", ">predicted", ">apart")
         for one in found:
-            step = bench.simulated(one, hw, world.size)
+            step = fit.simulated(one, hw, world.size)
             told = step.seconds
             grid.add_row(str(one.shape.hidden), str(one.shape.intermediate), str(one.shape.batch.rows),
                          text.seconds(one.seconds), text.seconds(told), f"{100 * (told / one.seconds - 1):+.0f} %")
         out.print(grid)
-        out.print(tomli_w.dumps(bench.rounded(hw)))
+        out.print(tomli_w.dumps(fit.rounded(hw)))
     if output:
-        launch.on_root(world, lambda: write(output, bench.rounded(hw), world.size))
+        launch.on_root(world, lambda: write(output, fit.rounded(hw), world.size))
 
 
 def write(path: Path, table: dict, ranks: int) -> None:

@@ -141,7 +141,7 @@ def page(out: Console, source: Source, hw: Hardware, found: Sequence[Prediction]
 
 def _stages(out: Console, hw: Hardware, found: Sequence[Prediction]) -> None:
     every = [{stage: f"{text.seconds(seconds)} {bound}" for stage, seconds, bound in
-              predicting.bounds(one.speed, hw.device)} for one in found]
+              predicting.bounds(one.speed)} for one in found]
     grid = text.table("stage", *(f">{one.speed.layout.ranks:,} ranks" for one in found))
     for name in STAGES:
         if any(name in stages for stages in every):

@@ -1,7 +1,9 @@
 """`make validate-predict`: predicted against measured steps, of shapes that no calibration saw.
 
-For each number of ranks `bench machine` calibrates on its own shapes; then steps of other ones are measured and
-predicted. Prints every step, and the median and the worst error of each number of ranks and of all.
+For each number of ranks on this machine, and for two hosts with a slow link between them (`twohosts`, where root may),
+`bench machine` calibrates on its own shapes; other ones, drawn by a seed, are measured in the same turns and predicted.
+Between the hosts the same is done with a slower link, too, of which the calibration is told its rate only. Prints every
+step, and the median and the worst error of each place and of all.
 """
 
 import argparse
@@ -9,59 +11,88 @@ import json
 import os
 import subprocess
 import sys
-from itertools import zip_longest
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import twohosts
 
 from hpcmoe import launch
 from hpcmoe.report import text
 
 MEDIAN, WORST = 0.10, 0.25
 """What is aimed at."""
+SHAPES = 14
+LINK, SLOWER = 250e6, 80e6
+"""bytes/s between two hosts."""
+FOUND = Path("build") / "validate-predict.json"
 
 
-def unseen():
-    """Between the shapes of the calibration, and beyond some; never one of them."""
-    from hpcmoe.bench.machine import SHAPES, Shape
-    shapes = (Shape(256, 1024, 6, 1, 2, 4, 32), Shape(512, 512, 5, 2, 1, 2, 96), Shape(512, 2048, 3, 1, 2, 8, 48),
-              Shape(768, 1536, 4, 1, 1, 6, 64), Shape(768, 768, 3, 2, 2, 12, 32), Shape(1024, 512, 4, 1, 2, 8, 16),
-              Shape(1024, 1536, 4, 1, 2, 3, 128), Shape(768, 1024, 3, 1, 2, 3, 0, 96),
-              Shape(512, 1536, 3, 2, 1, 2, 0, 192), Shape(1280, 1280, 2, 1, 1, 4, 32))
-    assert not set(shapes) & set(SHAPES)
-    return shapes
+def unseen(seed: int):
+    """Shapes between those of the calibration and a little beyond: two thirds decode, a quarter of all in turns."""
+    from hpcmoe.bench.machine import SHAPES as seen
+    from hpcmoe.bench.machine import Shape
+    chance, found = np.random.default_rng(seed), list[Shape]()
+
+    def draw(low: int, high: int, step: int = 1) -> int:
+        return int(chance.integers(low // step, high // step, endpoint=True)) * step
+    for number in range(SHAPES):
+        width = draw(512, 1536, 128), draw(512, 2304, 128), draw(2, 4), draw(1, 2), draw(1, 2)
+        step = (draw(1, 24), draw(16, 240)) if number % 3 else (draw(1, 3), 0, draw(32, 192))
+        shape = Shape(*width, *step)
+        many = number % 4 == 3 and len(shape.batch.spans) > 1
+        found.append(replace(shape, micro_batches=2 if many else 1))
+    return tuple(shape for shape in found if shape not in seen)
 
 
-def measure(path: Path) -> None:
+def rows(found, hw, ranks: int) -> list[tuple]:
+    """What is told of each step."""
+    from hpcmoe.bench import fit
+    return [(one.shape.hidden, one.shape.intermediate, one.shape.batch.rows, one.shape.micro_batches, one.seconds,
+             fit.simulated(one, hw, ranks).seconds) for one in found]
+
+
+def here(seed: int) -> None:
     """On all ranks: calibrates, measures, predicts; rank 0 writes what came of it."""
-    from hpcmoe.bench import machine
+    from hpcmoe.bench import fit
     world = launch.start("cpu")
 
     def work() -> None:
-        wanted = [shape for pair in zip_longest(machine.SHAPES, unseen()) for shape in pair if shape]  # in turns, since
-        found = {shape: machine.measure(world, shape) for shape in wanted}  # a busy machine slows all alike then
-        seen = [found[shape] for shape in machine.SHAPES]
-        hw = machine.fit(seen, world.size, max(map(world.nodes.count, world.nodes)), "this-machine", 4)
-        rows = [(shape.hidden, shape.intermediate, shape.batch.rows, found[shape].seconds,
-                 machine.simulated(found[shape], hw, world.size).seconds) for shape in unseen()]
+        shapes = unseen(seed)
+        hw, found = fit.calibrated(world, "this-machine", shapes)
         if world.rank == 0:
-            path.write_text(json.dumps(rows))
+            FOUND.write_text(json.dumps({text.plural(world.size, "rank"): rows(found[-len(shapes):], hw, world.size)}))
     sys.exit(launch.guarded(world, work))
 
 
-def page(found: dict[int, list]) -> bool:
+def between(world: launch.World) -> None:
+    """The same on two hosts."""
+    from hpcmoe.bench import fit, machine
+    shapes = unseen(int(os.environ["SEED"]))
+    twohosts.shape(LINK)
+    hw, found = fit.calibrated(world, "two hosts", shapes)
+    twohosts.shape(SLOWER)
+    pace = 1 / hw.links.far_rate + 1 / SLOWER - 1 / LINK  # what a byte takes beside the wire stays as it is
+    slower = replace(hw, links=replace(hw.links, far_rate=1 / pace))
+    later = machine.measure(world, shapes)
+    if world.rank == 0:
+        FOUND.write_text(json.dumps({f"two hosts, {LINK / 1e6:.0f} MB/s": rows(found[-len(shapes):], hw, 2),
+                                     f"two hosts, {SLOWER / 1e6:.0f} MB/s": rows(later, slower, 2)}))
+
+
+def page(found: dict[str, list]) -> bool:
     """Prints all; whether what is aimed at is met."""
     out = text.console()
-    grid = text.table(">ranks", ">H", ">I", ">tokens", ">measured", ">predicted", ">error")
-    errors: dict[int, list[float]] = {}
-    for ranks, rows in found.items():
-        for hidden, width, tokens, seconds, told in rows:
-            errors.setdefault(ranks, []).append(told / seconds - 1)
-            grid.add_row(str(ranks), str(hidden), str(width), str(tokens), text.seconds(seconds), text.seconds(told),
-                         f"{100 * errors[ranks][-1]:+.0f} %")
+    grid = text.table("where", ">H", ">I", ">tokens", "schedule", ">measured", ">predicted", ">error")
+    errors: dict[str, list[float]] = {}
+    for where, steps in found.items():
+        for hidden, width, tokens, parts, seconds, told in steps:
+            errors.setdefault(where, []).append(told / seconds - 1)
+            grid.add_row(where, str(hidden), str(width), str(tokens), "serial" if parts == 1 else "overlapped",
+                         text.seconds(seconds), text.seconds(told), f"{100 * errors[where][-1]:+.0f} %")
     out.print(grid)
     every = np.abs(np.concatenate(list(errors.values())))
-    for name, values in [*((text.plural(n, "rank"), np.abs(some)) for n, some in errors.items()), ("all", every)]:
+    for name, values in [*((where, np.abs(some)) for where, some in errors.items()), ("all", every)]:
         out.print(f"{name}: median error {100 * np.median(values):.0f} %, worst {100 * np.max(values):.0f} %")
     met = bool(np.median(every) <= MEDIAN and every.max() <= WORST)
     out.print(f"aimed at: median {100 * MEDIAN:.0f} %, worst {100 * WORST:.0f} %: {'met' if met else 'MISSED'}; load "
@@ -70,20 +101,30 @@ def page(found: dict[int, list]) -> bool:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["rank"]:
+        sys.exit(twohosts.main(__file__, between, 1))
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", default=",".join(str(2**n) for n in range(5) if 2**n <= cores))
-    parser.add_argument("--measure", type=Path)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--measure", action="store_true")
     asked = parser.parse_args()
     if asked.measure:
-        measure(asked.measure)
-    found, path = {}, Path("build") / "validate-predict.json"
-    path.parent.mkdir(exist_ok=True)
-    for ranks in map(int, asked.ranks.split(",")):
-        command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks), sys.executable, __file__]
-        subprocess.run([*command, "--measure", str(path)], check=True, timeout=1800,
+        here(asked.seed)
+    found: dict[str, list] = {}
+    FOUND.parent.mkdir(exist_ok=True)
+    for ranks in asked.ranks.split(","):
+        command = [str(Path(sys.executable).with_name("mpiexec")), "-n", ranks, sys.executable, __file__]
+        subprocess.run([*command, "--measure", "--seed", str(asked.seed)], check=True, timeout=1800,
                        env={**os.environ, "OMP_NUM_THREADS": "1"})
-        found[ranks] = json.loads(path.read_text())
+        found |= json.loads(FOUND.read_text())
+    if missing := twohosts.check():
+        print(f"two hosts are left out: {missing}", file=sys.stderr)
+    else:
+        os.environ["SEED"] = str(asked.seed)
+        if code := twohosts.main(__file__, between, 1):
+            sys.exit(code)
+        found |= json.loads(FOUND.read_text())
     sys.exit(not page(found))
 
 

@@ -1,0 +1,165 @@
+"""`bench machine`: hardware, as `hpcmoe predict` takes it, that takes as long as this machine's ranks do.
+
+Products are measured by themselves. What else a stage takes is a sum, t = t of its products + bytes / r + n o + …, of
+the bytes around them, of how often it is begun, of sequences and of scores: a step that is simulated with one of the
+unknowns at 1 and all others at 0 tells what that one is multiplied by. They are fitted to the measured stages of all
+shapes at once by least squares of parts of a step, none below 0. Links, and what turns cost, come last: those with
+which whole steps take as long, waits for other ranks included.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from hpcmoe.bench import machine, products
+from hpcmoe.bench.machine import Measured, Shape
+from hpcmoe.config import Schedule
+from hpcmoe.launch import World
+from hpcmoe.predict.demand import Demand
+from hpcmoe.predict.layout import Layout, bare
+from hpcmoe.predict.machine import Device, Hardware, Links, Overhead, Products
+from hpcmoe.predict.simulate import Given, Step, simulate
+from hpcmoe.types import STAGES
+
+COMPUTED = tuple(stage for stage in STAGES if stage != "exchange")
+ENDLESS = 1e30
+"""A rate at which nothing takes any time."""
+TIMES = 4
+"""Times that whole steps are simulated anew with what was found."""
+LINKS, TURNS = np.array([1e-6, 1e-11]), np.array([1e-6, 1e-3])
+"""What is a little of the values of `_with_links` and `_with_turns`."""
+
+
+def calibrated(world: World, name: str, beside: Sequence[Shape] = ()) -> tuple[Hardware, list[Measured]]:
+    """Hardware of that name that takes as long as these ranks do, and what it was fitted to; behind that what was
+    measured of shapes `beside` it, in the same turns. Collective; the same on all ranks."""
+    table = products.measure(world)
+    found = machine.measure(world, (*machine.SHAPES, *beside))
+    value, per_node = 4 if world.memory == "host" else 2, max(map(world.nodes.count, world.nodes))
+    return fit(found[:len(machine.SHAPES)], table, world.size, per_node, name, value), found
+
+
+def simulated(measured: Measured, hw: Hardware, ranks: int) -> Step:
+    """The same step, predicted."""
+    shape, spec = measured.shape, measured.shape.model(ranks)
+    assert spec.moe
+    sample = np.argsort(-measured.chosen[:1], axis=1)[:, :spec.moe.top_k].astype(np.int64)
+    way = Schedule("overlapped" if shape.micro_batches > 1 else "serial", shape.micro_batches)
+    given = Given(Demand(measured.chosen, sample), even=True)
+    return simulate(spec, hw, Layout(ranks, bare(schedule=way)), given, [shape.batch]).steps[0]
+
+
+def fit(found: Sequence[Measured], table: Products, ranks: int, ranks_per_node: int, name: str,
+        value: int) -> Hardware:
+    """For weights and values of so many bytes; `table` as `bench.products` measures it."""
+    rows, values = np.meshgrid(np.array(table.rows, float), np.array(table.values, float), indexing="ij")
+    taken = np.array(table.seconds).reshape(rows.shape)
+    rate, flops = float((value * values / taken).max()), float((2 * rows * values / taken).max())
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / min(ranks, ranks_per_node)
+    device = Device(flops, rate, room, weight=value, value=value, products=table)
+    idle = Hardware(name, device, Links(ranks_per_node, ENDLESS, ENDLESS), Overhead())
+    serial, in_turns = ([one for one in found if (one.shape.micro_batches > 1) is several] for several in (False, True))
+    stages = _stages(serial, idle, ranks)
+    share = 1 / (stages.pop("byte") * rate) if stages["byte"] else 1.0
+    known = replace(idle, device=replace(device, rate=rate * max(1.0, share), rate_share=min(1.0, share)),
+                    overhead=Overhead(**stages, host=_host(serial, idle, ranks)))
+    if ranks > 1:
+        known = _whole(serial, ranks, LINKS, lambda values: _with_links(known, values))
+    return _whole(in_turns, ranks, TURNS, lambda values: _with_turns(known, values)) if in_turns else known
+
+
+def _stages(found: Sequence[Measured], idle: Hardware, ranks: int) -> dict[str, float]:
+    """Seconds of a byte beside products, "byte", and the fields of an `Overhead` that stages have. `idle` hardware has
+    products, and endless rates."""
+    table = idle.device.products
+    assert table
+    endless = replace(idle.device, rate=ENDLESS, flops=ENDLESS)
+    weights = replace(table, seconds=tuple(idle.device.weight * value for _ in table.rows for value in table.values))
+    plain = replace(idle, device=replace(endless, products=None))
+
+    def taken(hw: Hardware) -> np.ndarray:
+        """`[shapes, COMPUTED]`"""
+        steps = [simulated(one, hw, ranks).stages for one in found]
+        return np.array([[step[STAGES.index(stage)] for stage in COMPUTED] for step in steps])
+    moved = taken(replace(plain, device=replace(plain.device, rate=1.0)))
+    in_products = taken(replace(idle, device=replace(endless, products=weights)))
+    columns = {"byte": moved - in_products}
+    columns |= {name: taken(replace(plain, overhead=replace(Overhead(), **{name: 1.0})))
+                for name in (*COMPUTED, "span", "score")}
+    measured = np.array([[one.stages[STAGES.index(stage)] for stage in COMPUTED] for one in found])
+    rest = measured - taken(replace(idle, device=endless))
+    share = np.array([[1 / one.seconds] for one in found])
+    best = nonnegative(np.stack([(column * share).ravel() for column in columns.values()], axis=1),
+                       (rest * share).ravel())
+    return dict(zip(columns, best.tolist()))
+
+
+def _host(found: Sequence[Measured], idle: Hardware, ranks: int) -> float:
+    """Seconds of the main thread for each piece of work that it begins; a single rank's exchanges are nothing else."""
+    ones = replace(idle, device=replace(idle.device, rate=ENDLESS, flops=ENDLESS, products=None),
+                   overhead=Overhead(host=1.0))
+    beside = [one.seconds - float(one.stages.sum()) + (float(one.stages[STAGES.index("exchange")]) if ranks == 1 else 0)
+              for one in found]
+    share = np.array([1 / one.seconds for one in found])
+    begun = np.array([[simulated(one, ones, ranks).seconds] for one in found])
+    return float(nonnegative(begun * share[:, None], np.array(beside) * share)[0])
+
+
+def _with_links(known: Hardware, values: np.ndarray) -> Hardware:
+    """An exchange's start, and seconds of a byte."""
+    rate = 1 / max(float(values[1]), 1 / ENDLESS)
+    return replace(known, links=replace(known.links, near_rate=rate, far_rate=rate, start=float(values[0])))
+
+
+def _with_turns(known: Hardware, values: np.ndarray) -> Hardware:
+    """Seconds of a piece of work in turns, and how much longer arithmetic takes then."""
+    return replace(known, overhead=replace(known.overhead, turn=float(values[0])),
+                   device=replace(known.device, in_turns=1 + float(values[1])))
+
+
+def _whole(found: Sequence[Measured], ranks: int, little: np.ndarray,
+           made: Callable[[np.ndarray], Hardware]) -> Hardware:
+    """The machine, of values `[m]`, with which whole steps take as long as they did, waits for other ranks included.
+
+    Steps grow by about as much for each bit of a value: they are simulated with a little more of each, and all are set
+    by least squares of parts of a step, some times over.
+    """
+    seconds, at = np.array([one.seconds for one in found]), little
+
+    def taken(values: np.ndarray) -> np.ndarray:
+        hw = made(values)
+        return np.array([simulated(one, hw, ranks).seconds for one in found])
+    for _ in range(TIMES):
+        base = taken(at)
+        grows = np.stack([(taken(at + step) - base) / step[n] for n, step in enumerate(np.diag(little))], axis=1)
+        at = nonnegative(grows / seconds[:, None], 1 - (base - grows @ at) / seconds)
+    return made(at)
+
+
+def nonnegative(columns: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Least squares of `columns @ x - wanted`, `[n, m]` and `[n]`, no x below 0: those that would be are left out."""
+    kept = [n for n in range(columns.shape[1]) if columns[:, n].any()]
+    out = np.zeros(columns.shape[1])
+    while kept:
+        scale = np.linalg.norm(columns[:, kept], axis=0)
+        x = np.linalg.lstsq(columns[:, kept] / scale, wanted, rcond=None)[0] / scale
+        if (x >= 0).all():
+            out[kept] = x
+            break
+        kept.pop(int(np.argmin(x * scale)))
+    return out
+
+
+def rounded(hw: Hardware) -> dict:
+    """As a table of three digits. What is reached at most is rounded up, so that no measured product beats it."""
+    device = replace(hw.device, rate=1.006 * hw.device.rate, flops=1.006 * hw.device.flops)
+
+    def short(value):
+        if isinstance(value, dict):
+            return {name: short(one) for name, one in value.items()}
+        if isinstance(value, tuple):
+            return [float(f"{one:.4g}") if isinstance(one, float) else one for one in value]
+        return float(f"{value:.3g}") if isinstance(value, float) else value
+    return short(asdict(replace(hw, device=device)))
