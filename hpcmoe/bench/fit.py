@@ -36,9 +36,10 @@ def calibrated(world: World, name: str, beside: Sequence[Shape] = ()) -> tuple[H
     """Hardware of that name that takes as long as these ranks do, and what it was fitted to; behind that what was
     measured of shapes `beside` it, in the same turns. Collective; the same on all ranks."""
     table = products.measure(world)
-    found = machine.measure(world, (*machine.SHAPES, *beside))
+    shapes = machine.SHAPES[world.memory]
+    found = machine.measure(world, (*shapes, *beside))
     value, per_node = 4 if world.memory == "host" else 2, max(map(world.nodes.count, world.nodes))
-    return fit(found[:len(machine.SHAPES)], table, world.size, per_node, name, value), found
+    return fit(found[:len(shapes)], table, world.size, per_node, name, value), found
 
 
 def simulated(measured: Measured, hw: Hardware, ranks: int) -> Step:

@@ -46,25 +46,34 @@ class Shape:
     """overlapped, where there are several"""
 
     def model(self, ranks: int) -> ModelSpec:
-        heads = self.hidden // 64
+        dim = 128 if self.hidden >= 2048 else 64
         E = self.experts * ranks
         return ModelSpec("bench", self.layers, self.hidden, 2048, self.cached + self.rows + 1,
-                         Attention(heads, heads, 64), None, Moe(E, min(self.top_k, E), self.intermediate))
+                         Attention(self.hidden // dim, self.hidden // dim, dim), None,
+                         Moe(E, min(self.top_k, E), self.intermediate))
 
     @property
     def batch(self) -> Batch:
         return batch_of(self.model(1), [(self.rows, self.cached)] * self.sequences)
 
 
-SHAPES = (Shape(512, 2048, 3, 1, 2, 8, 48), Shape(768, 1536, 4, 1, 1, 6, 64), Shape(1024, 1024, 3, 2, 2, 2, 32),
-          Shape(1024, 2048, 3, 1, 1, 16, 64), Shape(1024, 512, 4, 1, 2, 8, 160), Shape(1280, 1280, 2, 1, 1, 4, 32),
-          Shape(768, 768, 3, 2, 2, 12, 96), Shape(1536, 1024, 2, 1, 2, 1, 100), Shape(768, 1024, 3, 1, 2, 24, 48),
-          Shape(512, 1536, 3, 2, 1, 2, 0, 192), Shape(1024, 1024, 3, 1, 2, 2, 0, 128),
-          Shape(768, 1024, 3, 1, 2, 3, 0, 64), Shape(512, 1024, 4, 1, 2, 2, 64), Shape(768, 2048, 3, 1, 1, 4, 40),
-          Shape(1024, 1024, 3, 1, 2, 12, 64, 1, 2), Shape(768, 768, 3, 2, 2, 24, 96, 1, 2),
-          Shape(512, 1536, 3, 1, 2, 2, 0, 192, 2))
-"""From few rows to some hundred. Their layers are larger than a core's cache, as those of real models are: in smaller
-ones all that is beside the products, the interpreter's work too, is quicker."""
+HOST = (Shape(512, 2048, 3, 1, 2, 8, 48), Shape(768, 1536, 4, 1, 1, 6, 64), Shape(1024, 1024, 3, 2, 2, 2, 32),
+        Shape(1024, 2048, 3, 1, 1, 16, 64), Shape(1024, 512, 4, 1, 2, 8, 160), Shape(1280, 1280, 2, 1, 1, 4, 32),
+        Shape(768, 768, 3, 2, 2, 12, 96), Shape(1536, 1024, 2, 1, 2, 1, 100), Shape(768, 1024, 3, 1, 2, 24, 48),
+        Shape(512, 1536, 3, 2, 1, 2, 0, 192), Shape(1024, 1024, 3, 1, 2, 2, 0, 128),
+        Shape(768, 1024, 3, 1, 2, 3, 0, 64), Shape(512, 1024, 4, 1, 2, 2, 64), Shape(768, 2048, 3, 1, 1, 4, 40),
+        Shape(1024, 1024, 3, 1, 2, 12, 64, 1, 2), Shape(768, 768, 3, 2, 2, 24, 96, 1, 2),
+        Shape(512, 1536, 3, 1, 2, 2, 0, 192, 2))
+DEVICE = (Shape(2048, 1024, 4, 1, 2, 16, 256), Shape(4096, 2048, 3, 1, 2, 64, 512),
+          Shape(7168, 2048, 2, 1, 2, 32, 1024), Shape(5120, 2048, 2, 2, 2, 128, 256),
+          Shape(3072, 1536, 4, 1, 1, 8, 128), Shape(5120, 1536, 2, 1, 2, 256, 128),
+          Shape(2048, 2048, 4, 1, 2, 2, 1024), Shape(4096, 1024, 2, 2, 2, 1, 64),
+          Shape(4096, 2048, 3, 1, 2, 4, 0, 512), Shape(7168, 2048, 2, 1, 2, 1, 0, 1024),
+          Shape(2048, 1024, 4, 2, 1, 8, 0, 256), Shape(4096, 2048, 3, 1, 2, 128, 256, 1, 2),
+          Shape(5120, 2048, 2, 2, 2, 64, 512, 1, 2), Shape(2048, 1536, 4, 1, 2, 4, 0, 512, 2))
+SHAPES = {"host": HOST, "device": DEVICE}
+"""What is calibrated on: from few rows to some hundred. Layers are larger than a core's cache, as those of real models
+are: in smaller ones all that is beside the products, the interpreter's work too, is quicker."""
 
 
 @dataclass(frozen=True)

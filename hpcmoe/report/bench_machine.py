@@ -33,7 +33,8 @@ def run(world: launch.World, output: Path | None) -> None:
             grid.add_row(str(one.shape.hidden), str(one.shape.intermediate), str(one.shape.batch.rows),
                          text.seconds(one.seconds), text.seconds(told), f"{100 * (told / one.seconds - 1):+.0f} %")
         out.print(grid)
-        out.print(tomli_w.dumps(fit.rounded(hw)))
+        if not output:
+            out.print(tomli_w.dumps(fit.rounded(hw)))
     if output:
         launch.on_root(world, lambda: write(output, fit.rounded(hw), world.size))
 

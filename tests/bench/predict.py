@@ -22,27 +22,33 @@ from hpcmoe.report import text
 
 MEDIAN, WORST = 0.10, 0.25
 """What is aimed at."""
-SHAPES = 14
+SHAPES, TOKENS = 14, 1 << 15
+"""Drawn at each place; and tokens at most of all sequences of one."""
 LINK, SLOWER = 250e6, 80e6
 """bytes/s between two hosts."""
 FOUND = Path("build") / "validate-predict.json"
 
 
-def unseen(seed: int):
+def unseen(seed: int, memory: str):
     """Shapes between those of the calibration and a little beyond: two thirds decode, a quarter of all in turns."""
-    from hpcmoe.bench.machine import SHAPES as seen
+    from hpcmoe.bench.machine import SHAPES as SEEN
     from hpcmoe.bench.machine import Shape
     chance, found = np.random.default_rng(seed), list[Shape]()
 
     def draw(low: int, high: int, step: int = 1) -> int:
         return int(chance.integers(low // step, high // step, endpoint=True)) * step
+    host = memory == "host"
     for number in range(SHAPES):
-        width = draw(512, 1536, 128), draw(512, 2304, 128), draw(2, 4), draw(1, 2), draw(1, 2)
-        step = (draw(1, 24), draw(16, 240)) if number % 3 else (draw(1, 3), 0, draw(32, 192))
-        shape = Shape(*width, *step)
-        many = number % 4 == 3 and len(shape.batch.spans) > 1
-        found.append(replace(shape, micro_batches=2 if many else 1))
-    return tuple(shape for shape in found if shape not in seen)
+        width = (draw(512, 1536, 128), draw(512, 2304, 128)) if host else (draw(2048, 6144, 512), draw(512, 2048, 256))
+        size = draw(2, 4), draw(1, 2), draw(1, 2)
+        if number % 3:
+            many, long = (draw(1, 24), draw(16, 240)) if host else (draw(1, 192), draw(64, 1024))
+            step = many, min(long, TOKENS // many)
+        else:
+            step = (draw(1, 3), 0, draw(32, 192) if host else draw(128, 768))
+        shape = Shape(*width, *size, *step)
+        found.append(replace(shape, micro_batches=2 if number % 4 == 3 and shape.sequences > 1 else 1))
+    return tuple(shape for shape in found if shape not in SEEN[memory])
 
 
 def rows(found, hw, ranks: int) -> list[tuple]:
@@ -52,23 +58,24 @@ def rows(found, hw, ranks: int) -> list[tuple]:
              fit.simulated(one, hw, ranks).seconds) for one in found]
 
 
-def here(seed: int) -> None:
+def here(seed: int, device: str) -> None:
     """On all ranks: calibrates, measures, predicts; rank 0 writes what came of it."""
     from hpcmoe.bench import fit
-    world = launch.start("cpu")
+    world = launch.start(device)
 
     def work() -> None:
-        shapes = unseen(seed)
+        shapes = unseen(seed, world.memory)
         hw, found = fit.calibrated(world, "this-machine", shapes)
         if world.rank == 0:
-            FOUND.write_text(json.dumps({text.plural(world.size, "rank"): rows(found[-len(shapes):], hw, world.size)}))
+            where = text.plural(world.size, "rank") + (" of a GPU" if device == "gpu" else "")
+            FOUND.write_text(json.dumps({where: rows(found[-len(shapes):], hw, world.size)}))
     sys.exit(launch.guarded(world, work))
 
 
 def between(world: launch.World) -> None:
     """The same on two hosts."""
     from hpcmoe.bench import fit, machine
-    shapes = unseen(int(os.environ["SEED"]))
+    shapes = unseen(int(os.environ["SEED"]), world.memory)
     twohosts.shape(LINK)
     hw, found = fit.calibrated(world, "two hosts", shapes)
     twohosts.shape(SLOWER)
@@ -107,17 +114,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", default=",".join(str(2**n) for n in range(5) if 2**n <= cores))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--measure", action="store_true")
     asked = parser.parse_args()
     if asked.measure:
-        here(asked.seed)
+        here(asked.seed, asked.device)
     found: dict[str, list] = {}
     FOUND.parent.mkdir(exist_ok=True)
     for ranks in asked.ranks.split(","):
         command = [str(Path(sys.executable).with_name("mpiexec")), "-n", ranks, sys.executable, __file__]
-        subprocess.run([*command, "--measure", "--seed", str(asked.seed)], check=True, timeout=1800,
-                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run([*command, "--measure", "--device", asked.device, "--seed", str(asked.seed)], check=True,
+                       timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"})
         found |= json.loads(FOUND.read_text())
+    if asked.device == "gpu":
+        sys.exit(not page(found))
     if missing := twohosts.check():
         print(f"two hosts are left out: {missing}", file=sys.stderr)
     else:

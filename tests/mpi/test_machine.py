@@ -37,7 +37,7 @@ def made(shape: Shape, ranks: int) -> Measured:
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_what_made_the_times_is_found_again(comm, everywhere, ranks):
-    found = fit.fit([made(shape, ranks) for shape in bench.SHAPES], TABLE, ranks, 4, "found", 4)
+    found = fit.fit([made(shape, ranks) for shape in bench.HOST], TABLE, ranks, 4, "found", 4)
     pairs = [(fit.simulated(made(shape, ranks), found, ranks).seconds, made(shape, ranks).seconds) for shape in OTHERS]
     everywhere([f"{told} s are predicted of a step that takes {real} s" for told, real in pairs
                 if abs(told / real - 1) > 0.02])
