@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from hpcmoe import gpu
 from hpcmoe.bench import machine, products
 from hpcmoe.bench.machine import Measured, Shape
 from hpcmoe.config import Schedule
@@ -35,11 +36,20 @@ LINKS, TURNS = np.array([1e-6, 1e-11]), np.array([1e-6, 1e-3])
 def calibrated(world: World, name: str, beside: Sequence[Shape] = ()) -> tuple[Hardware, list[Measured]]:
     """Hardware of that name that takes as long as these ranks do, and what it was fitted to; behind that what was
     measured of shapes `beside` it, in the same turns. Collective; the same on all ranks."""
+    room, shapes = _room(world), machine.SHAPES[world.memory]
     table = products.measure(world)
-    shapes = machine.SHAPES[world.memory]
     found = machine.measure(world, (*shapes, *beside))
     value, per_node = 4 if world.memory == "host" else 2, max(map(world.nodes.count, world.nodes))
-    return fit(found[:len(shapes)], table, world.size, per_node, name, value), found
+    hw = fit(found[:len(shapes)], table, world.size, per_node, name, value)
+    return replace(hw, device=replace(hw.device, memory=room)), found
+
+
+def _room(world: World) -> float:
+    """Bytes that each rank may take of what it shares with others: a node's memory, or a GPU's. Collective."""
+    on_host = world.memory == "host"
+    where = [(node, "" if on_host else world.gpus[rank].address) for rank, node in enumerate(world.nodes)]
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if on_host else gpu.free_memory()
+    return float(min(world.comm.allgather(whole // where.count(where[world.rank]))))
 
 
 def simulated(measured: Measured, hw: Hardware, ranks: int) -> Step:
@@ -58,8 +68,7 @@ def fit(found: Sequence[Measured], table: Products, ranks: int, ranks_per_node: 
     rows, values = np.meshgrid(np.array(table.rows, float), np.array(table.values, float), indexing="ij")
     taken = np.array(table.seconds).reshape(rows.shape)
     rate, flops = float((value * values / taken).max()), float((2 * rows * values / taken).max())
-    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / min(ranks, ranks_per_node)
-    device = Device(flops, rate, room, weight=value, value=value, products=table)
+    device = Device(flops, rate, ENDLESS, weight=value, value=value, products=table)
     idle = Hardware(name, device, Links(ranks_per_node, ENDLESS, ENDLESS), Overhead())
     serial, in_turns = ([one for one in found if (one.shape.micro_batches > 1) is several] for several in (False, True))
     stages = _stages(serial, idle, ranks)

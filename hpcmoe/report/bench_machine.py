@@ -8,6 +8,8 @@ from hpcmoe import launch, paths
 from hpcmoe.files import place
 from hpcmoe.report import text
 
+ALONE = "One rank exchanges nothing: for links between ranks, measure with as many as a node has."
+
 
 def bench_machine(device: str, output: Path | None) -> int:
     """Measures on all ranks; returns the exit code. Collective."""
@@ -33,6 +35,8 @@ def run(world: launch.World, output: Path | None) -> None:
             grid.add_row(str(one.shape.hidden), str(one.shape.intermediate), str(one.shape.batch.rows),
                          text.seconds(one.seconds), text.seconds(told), f"{100 * (told / one.seconds - 1):+.0f} %")
         out.print(grid)
+        if world.size == 1:
+            out.print(ALONE)
         if not output:
             out.print(tomli_w.dumps(fit.rounded(hw)))
     if output:
@@ -42,6 +46,6 @@ def run(world: launch.World, output: Path | None) -> None:
 def write(path: Path, table: dict, ranks: int) -> None:
     """A hardware file. Raises `JobError`."""
     note = (f"# What {text.plural(ranks, 'rank')} of this machine do, as hpcmoe bench machine fitted it to measured "
-            "steps: bytes/s, FLOP/s,\n# seconds, bytes.\n")
+            "steps: bytes/s, FLOP/s,\n# seconds, bytes.\n" + ("# " + ALONE + "\n" if ranks == 1 else ""))
     with place.writing(path, "wb") as file:
         file.write((note + tomli_w.dumps(table)).encode())
