@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -170,6 +171,7 @@ def share_cores(cores: list[tuple[int, ...]], me: int) -> tuple[int, bool]:
 
 def limit_blas(threads: int) -> int:
     """Sets the BLAS threads of this process, unless its environment already says how many; returns how many it has."""
+    import_module("numpy")  # a BLAS that is loaded later would have threads of its own choice
     from threadpoolctl import threadpool_info, threadpool_limits
     if not {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ):
         threadpool_limits(threads)

@@ -1,6 +1,8 @@
 """What a rank knows of the others before it works, and does before it ends the job."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -38,6 +40,14 @@ def test_a_rank_does_not_wait_for_ever(monkeypatch, tmp_path):
     with (tmp_path / "file").open("w") as file:
         file.write("kept")
         launcher.be_heard([file.fileno()])
+
+
+def test_a_blas_that_is_needed_later_has_as_many_threads():
+    program = ("from hpcmoe import launch; print(launch.limit_blas(1)); import numpy; "
+               "from threadpoolctl import threadpool_info; print(*[info['num_threads'] for info in threadpool_info()])")
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    said = subprocess.run([sys.executable, "-c", program], env=inherited, capture_output=True, text=True, check=True)
+    assert set(said.stdout.split()) == {"1"}
 
 
 @pytest.mark.parametrize("ranks_per_node, nodes", [(0, (0, 0, 1, 1, 0)), (1, (0, 1, 2, 3, 4)), (2, (0, 0, 1, 1, 2)),
