@@ -6,8 +6,10 @@ r_d rows for rank d, of R ranks, n of them on its node, flat rows come to
     in, near: r_d (n - 1) / R            out of s, near: (sum over its node of r - r_s) / R
     in, far:  r_d (R - n) / R            out of s, far:  (sum of r - sum over its node of r) / R
 
-and answers go the other way. In two hops q_N rows go to node N, one for each token that it has any expert of; each of
-its ranks relays a part of them:
+and answers go the other way. Where experts have replicas, more of their rows stay near (`shares`): what comes from a
+rank's node is then spread over its n - 1 others, and what comes from elsewhere over R - n ranks.
+
+In two hops q_N rows go to node N, one for each token that it has any expert of; each of its ranks relays a part of them:
 
     first hop, in: q_N (R - n) / (R n)   out of s: (sum of q - q of its node) / R
     second hop, in: r_d (n - 1) / n      out of s: (sum over its node of r - r_s) / n
@@ -79,20 +81,30 @@ class Flow:
     """bytes of a row"""
 
 
-def flat(rows: np.ndarray, at: Nodes) -> Hop:
-    """Rows `[R]` for each rank, straight from all."""
-    R, n = at.ranks, at.size
-    here = at.sums(rows)
-    peers = (n - 1, R - n)
-    return Hop(((here - rows) / R, (rows.sum() - here) / R), (rows * (n - 1) / R, rows * (R - n) / R), peers)
+def alike(at: Nodes) -> np.ndarray:
+    """`[3, R]` float64: which parts of a rank's rows come from itself, its node, and others, where all send alike."""
+    return np.stack([np.ones(at.ranks), at.size - 1, at.ranks - at.size]) / at.ranks
 
 
-def far(to_nodes: np.ndarray, at: Nodes) -> Hop:
-    """To relays: `to_nodes` `[R]` rows go to each rank's node."""
-    R, n, none = at.ranks, at.size, np.zeros(at.ranks)
-    every = (to_nodes / n).sum()
-    others = np.full(R, float(at.node[-1]))
-    return Hop((none, (every - to_nodes) / R), (none, to_nodes * (R - n) / (R * n)), (none, others))
+def flat(rows: np.ndarray, at: Nodes, parts: np.ndarray) -> Hop:
+    """Rows `[R]` for each rank, straight from all; parts as of `alike`."""
+    _, near, far = rows * parts
+    peers = (at.size - 1, at.ranks - at.size)
+    a, b = _over(near, peers[0]), _over(far, peers[1])
+    return Hop((at.sums(a) - a, np.maximum(b.sum() - at.sums(b), 0)), (near, far), peers)
+
+
+def far(to_nodes: np.ndarray, at: Nodes, parts: np.ndarray) -> Hop:
+    """To relays: `to_nodes` `[R]` rows go to each rank's node, a part of them, `[R]` too, from others."""
+    n, none = at.size, np.zeros(at.ranks)
+    come = to_nodes * parts / n
+    each = _over(come, at.ranks - n)
+    return Hop((none, np.maximum(each.sum() - at.sums(each), 0)), (none, come),
+               (none, np.full(at.ranks, float(at.node[-1]))))
+
+
+def _over(rows: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    return np.divide(rows, ranks, out=np.zeros_like(rows), where=ranks > 0)
 
 
 def near(rows: np.ndarray, at: Nodes) -> Hop:
@@ -101,16 +113,20 @@ def near(rows: np.ndarray, at: Nodes) -> Hop:
     return Hop(((at.sums(rows) - rows) / n, none), (rows * (n - 1) / n, none), (n - 1, none))
 
 
-def there(rows: np.ndarray, to_nodes: np.ndarray | None, at: Nodes, row: float) -> Flow:
-    """Rows to the ranks that compute them; `to_nodes` as in `far`, for two hops."""
+def there(rows: np.ndarray, to_nodes: np.ndarray | None, at: Nodes, row: float,
+          parts: np.ndarray | None = None) -> Flow:
+    """Rows to the ranks that compute them; `to_nodes` as in `far`, for two hops; parts `[3, R]` as of `alike`."""
+    parts = alike(at) if parts is None else parts
     if to_nodes is None:
-        return Flow((flat(rows, at),), rows / at.ranks, row)
-    return Flow((far(to_nodes, at), near(rows, at)), rows / at.size, row)
+        return Flow((flat(rows, at, parts),), rows * parts[0], row)
+    away = np.divide(at.sums(rows * parts[2]), at.sums(rows), out=np.zeros(at.ranks), where=at.sums(rows) > 0)
+    return Flow((far(to_nodes, at, away), near(rows, at)), rows / at.size, row)
 
 
-def home(rows: np.ndarray, to_nodes: np.ndarray | None, at: Nodes, row: float) -> Flow:
+def home(rows: np.ndarray, to_nodes: np.ndarray | None, at: Nodes, row: float,
+         parts: np.ndarray | None = None) -> Flow:
     """Answers `[R]` of each rank; `to_nodes` of each node together, for two hops."""
-    forward = there(rows, to_nodes, at, row)
+    forward = there(rows, to_nodes, at, row, parts)
     return Flow(tuple(hop.back() for hop in reversed(forward.hops)), forward.own, row)
 
 
@@ -167,6 +183,14 @@ def _alone(move: Move, links: Links) -> float:
     spans = [np.maximum(out, come) / rate
              for out, come, rate in zip(move.out, move.come, (links.near_rate, links.far_rate))]
     return float(np.maximum(np.maximum(*spans), move.seconds * move.messages).max())
+
+
+def gathered(ranks: int, links: Links, size: float, many: bool) -> float:
+    """Seconds of an all-gather of `size` bytes from each: log2 R rounds, in which all that the others have comes."""
+    if ranks == 1:
+        return 0.0
+    latency, rate = (links.far_latency, links.far_rate) if many else (links.near_latency, links.near_rate)
+    return float(links.start / 2 + np.ceil(np.log2(ranks)) * (latency + links.request) + (ranks - 1) * size / rate)
 
 
 def small(ranks: int, links: Links, size: float, many: bool) -> float:

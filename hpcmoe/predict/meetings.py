@@ -99,13 +99,14 @@ class Meetings:
             self._attention.clear()
             self._known.clear()
 
-    def tell(self, rank: Rank, kind: str, work: Any) -> Crossing:
-        """A small all-to-all of all ranks."""
+    def tell(self, rank: Rank, kind: str, work: Any, takes: float | None = None) -> Crossing:
+        """A small all-to-all of all ranks, or what else takes so many seconds."""
         crossing = Crossing(rank)
         number = (work.number, work.layer) if work else ()
         meeting = self._join(rank, (kind, self.step, *number), self._all, crossing)
         if meeting:
-            self._end(meeting, np.full(len(self._all), meeting.ready.max() + self._small))
+            self._end(meeting, np.full(len(self._all), meeting.ready.max() + (self._small if takes is None
+                                                                                 else takes)))
         return crossing
 
     def meet(self, rank: Rank, work: Any) -> Crossing:

@@ -1,14 +1,15 @@
 """The segments of a step that cost simulated time only: `layer.Segments`, cut where `engine.segments` cuts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hpcmoe.engine.layer import Team
 from hpcmoe.engine.trip import Trip
-from hpcmoe.predict import cost
+from hpcmoe.predict import cost, tally
 from hpcmoe.predict.cost import Work as Cost
+from hpcmoe.predict.machine import Hardware
 from hpcmoe.predict.meetings import Meetings
 from hpcmoe.predict.rank import Computed, Crossing, Rank
 from hpcmoe.predict.rows import Journey, LayerRows
@@ -37,13 +38,14 @@ class Work:
 class Simulated:
     """A class of ranks. A `layer.Segments`."""
 
-    exact: frozenset[int] = frozenset()
-
     def __init__(self, rank: Rank, meetings: Meetings) -> None:
         drawn = meetings.drawn
         self.model, self.hw, self.layout = drawn.model, drawn.hw, drawn.layout
         self.rank, self.meetings = rank, meetings
         self.moe_layers: Sequence[int] = self.model.moe_layers
+        self.exact = frozenset(layer for layer in self.moe_layers if self.layout.job.balance.exact
+                               and drawn.placements[layer].replicated)
+        self._gathered = tally.gathered(self.hw, drawn.at, self.model.experts)
         self.team: Team | None = SimulatedTeam(self) if self.layout.team > 1 else None
 
     def go(self, rows: int) -> None:
@@ -58,12 +60,20 @@ class Simulated:
         return self.start(work, self._to_next_gate(work))
 
     def tally(self, work: Work) -> Crossing:
-        """See `layer.Segments`; `exact` is empty."""
-        raise NotImplementedError
+        """See `layer.Segments`."""
+        self.host()
+        return self.meetings.tell(self.rank, "tally", work, self._gathered)
 
     def spread(self, work: Work) -> Computed:
-        """See `layer.Segments`; `exact` is empty."""
-        raise NotImplementedError
+        """See `layer.Segments`. The shares are for the main thread, where there is a GPU; else for the stream."""
+        self.host()
+        placement, hw = self.meetings.drawn.placements[work.layer], self.hw
+        seconds = tally.shared(placement, self.meetings.drawn.at)
+        if hw.device.weight == 2:
+            self.rank.now += seconds
+        else:
+            hw = replace(hw, overhead=replace(hw.overhead, pack=hw.overhead.pack + seconds))
+        return self._run(work, [self._pack(work, hw)])
 
     def count(self, work: Work) -> Crossing:
         """See `layer.Segments`."""
@@ -120,8 +130,11 @@ class Simulated:
             return [cost.dense(self.model, self.hw, work.batch.rows), *self._to_next_gate(work)]
         work.rows = self.meetings.rows(work.number, work.layer, work.begun, work.batch.rows)
         work.begun += 1
-        leaving = float(work.rows.there.rows[self.rank.number])
-        return [cost.gate(self.model, self.hw, work.batch.rows), cost.pack(self.hw, leaving, self.model.hidden)]
+        gate = cost.gate(self.model, self.hw, work.batch.rows)
+        return [gate] if work.layer in self.exact else [gate, self._pack(work, self.hw)]
+
+    def _pack(self, work: Work, hw: Hardware) -> Cost:
+        return cost.pack(hw, float(work.rows.there.rows[self.rank.number]), self.model.hidden)
 
     def _to_next_gate(self, work: Work) -> list[Cost]:
         if work.layer == self.model.layers:
