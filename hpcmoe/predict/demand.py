@@ -24,7 +24,7 @@ class Demand:
     chosen: np.ndarray
     """`[layers, E]` float64: how likely a token goes to each expert; K in all"""
     sample: np.ndarray
-    """`[n, K]` int64: the experts of some tokens of one layer"""
+    """`[n, K]` int64: the experts of some tokens of the first such layer"""
 
     def merged(self, unit: np.ndarray) -> float:
         """Rows per answer where a token sends one to each unit; unit `[E]`: of each expert's first slot."""
@@ -47,7 +47,8 @@ def skewed(moe: Moe, layers: int, zipf: float, seed: int) -> Demand:
     sample = np.argpartition(-score, K - 1, axis=1)[:, :K].astype(np.int64)
     likely = np.bincount(sample.ravel(), minlength=E) / DRAWN if zipf else np.full(E, K / E)
     orders = [chance.permutation(E) for _ in range(layers)]
-    return Demand(np.stack([likely[order] for order in orders]) if layers else np.zeros((0, E)), sample)
+    first = np.argsort(orders[0]) if layers else np.arange(E)  # expert by its place in the order
+    return Demand(np.stack([likely[order] for order in orders]) if layers else np.zeros((0, E)), first[sample])
 
 
 def traced(routing: Routing, moe: Moe, moe_layers: Sequence[int], where: str) -> Demand:

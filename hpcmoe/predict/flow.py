@@ -9,7 +9,7 @@ r_d rows for rank d, of R ranks, n of them on its node, flat rows come to
 and answers go the other way. Where experts have replicas, more of their rows stay near (`shares`): what comes from a
 rank's node is then spread over its n - 1 others, and what comes from elsewhere over R - n ranks.
 
-In two hops q_N rows go to node N, one for each token that it has any expert of; each of its ranks relays a part of them:
+In two hops q_N rows go to node N, one for each token that it has any expert of; each of its ranks relays a part:
 
     first hop, in: q_N (R - n) / (R n)   out of s: (sum of q - q of its node) / R
     second hop, in: r_d (n - 1) / n      out of s: (sum over its node of r - r_s) / n

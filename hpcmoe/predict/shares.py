@@ -59,7 +59,8 @@ class Expected:
     base: np.ndarray | None
     """`[S]` float64: of them, what all replicas of an expert get alike; None where all is exact"""
     variance: np.ndarray
-    """`[S]`: of the rest"""
+    """`[S]`: of the rest, as if each replica had it alone: so drawn, and scaled to the rows that there are, replicas
+    differ as much as they should"""
 
     @property
     def rows(self) -> np.ndarray:
@@ -89,7 +90,7 @@ class Expected:
             return np.clip(n - of.column * most, 0, most)
         mean = self.rows - self.base
         p = np.clip(1 - np.divide(self.variance, mean, out=np.zeros_like(mean), where=mean > 0), 1e-9, 1)
-        tries = np.ceil(mean / p)
+        tries = np.maximum(np.rint(mean / p), np.ceil(mean))
         odd = chance.binomial(tries.astype(np.int64), np.divide(mean, tries, out=np.zeros_like(p), where=tries > 0))
         weight = self.base + odd
         whole = np.bincount(of.expert, weight, minlength=len(rows))[of.expert]
@@ -97,24 +98,28 @@ class Expected:
 
 
 def _even(of: Shares, likely: np.ndarray, tokens: int) -> Expected:
-    each, odd = _parts(likely, tokens, np.bincount(of.expert, minlength=len(likely)), of.turns.shape[2])
+    each, odd, alone = _parts(likely, tokens, np.bincount(of.expert, minlength=len(likely)), of.turns.shape[2])
     more = odd[of.expert]  # [S, C]
     ranks = of.turns.sum(axis=2)
     alike, chance = ranks * each[of.expert], of.turns.sum(axis=0) * more * (1 - more)
-    return Expected(of, alike + (of.turns * more).sum(axis=2), alike.sum(axis=0), chance.sum(axis=1))
+    apart = chance.sum(axis=1) - ranks.sum(axis=0) * alone[of.expert]
+    return Expected(of, alike + (of.turns * more).sum(axis=2), alike.sum(axis=0),
+                    np.maximum(apart, 0) * of.copies / np.maximum(of.copies - 1, 1))
 
 
-def _parts(likely: np.ndarray, tokens: int, copies: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """`[E]` and `[E, most]` float64: what each replica gets of a rank's rows; how likely the k-th gets one more."""
-    each, odd = tokens * likely, np.zeros((len(likely), most))
+def _parts(likely: np.ndarray, tokens: int, copies: np.ndarray, most: int) -> tuple[np.ndarray, ...]:
+    """`[E]`, `[E, most]` and `[E]` float64: what each replica gets of a rank's rows; how likely the k-th gets one more;
+    and the variance of the mean of these, which all replicas share."""
+    each, odd, alone = tokens * likely, np.zeros((len(likely), most)), np.zeros(len(likely))
     for c in np.unique(copies[copies > 1]).tolist():
         some = copies == c
         p = likely[some, None]
         moments = (1 - p + p * np.exp(2j * np.pi * np.arange(c) / c)) ** tokens
         left = (np.fft.fft(moments).real / c).clip(0)  # [.., r]: X mod c = r
-        each[some] = np.maximum(tokens * p[:, 0] - left @ np.arange(c), 0) / c
+        mean, square = left @ np.arange(c), left @ np.arange(c)**2
+        each[some], alone[some] = np.maximum(tokens * p[:, 0] - mean, 0) / c, (square - mean**2) / c**2
         odd[some, :c] = np.clip(1 - np.cumsum(left, axis=1), 0, 1)
-    return each, odd
+    return each, odd, alone
 
 
 def _exact(of: Shares, rows: np.ndarray) -> Expected:

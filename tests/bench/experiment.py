@@ -5,13 +5,18 @@ other, so what a GPU gives does not depend on their number; all is simulated, no
 """
 
 import argparse
+import atexit
 import csv
 import sys
+import tempfile
 import textwrap
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
+
+import planned
 
 from hpcmoe import spec_table
 from hpcmoe.config import Exchange, Parallel, Schedule
@@ -19,6 +24,7 @@ from hpcmoe.predict import demand, machine, predict
 from hpcmoe.predict.layout import Layout, Load, bare
 from hpcmoe.predict.simulate import Given
 from hpcmoe.report import text
+from hpcmoe.types import STAGES
 
 INPUTS = Path(__file__).parents[2] / "inputs"
 SPECS = {16: "seed61.toml", 64: "seed61-e64.toml", 256: "seed61-e256.toml"}
@@ -32,6 +38,9 @@ TEAM, GPUS, PROMPT, NEW, STEPS = 4, 8, 512, 64, 1
 WAYS = {"serial": (Schedule("serial", 1), "alltoallv"), "overlap": (Schedule("overlapped", 2), "alltoallv"),
         "two hops": (Schedule("serial", 1), "twohop"), "both": (Schedule("overlapped", 2), "twohop")}
 RANKS = (16, 64, 256, 1024, 4096)
+ZIPF = 0.5
+PLANNED = {"5/4, planned": (5, 4), "3/2, planned": (3, 2), "E/8, planned": None}
+"""Layouts by plans, for `ZIPF`: E GPUs and a quarter or half as many more, which hold replicas; or 8 GPUs."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,42 @@ class Row:
 def one(hw, E: int, K: int, layout: str, sequences: int, way: str, zipf: float = 0.0) -> Row:
     spec = spec_table.load(INPUTS / SPECS[E])
     spec = replace(spec, moe=replace(spec.moe, top_k=K))
-    group = E if layout == "proposed" else GPUS
+    group = gpus(E, layout)
     turns, hops = WAYS[way]
-    job = bare(Parallel(attention_tensor=TEAM), Exchange(hops), turns)
     given = Given(demand.skewed(spec.moe, len(spec.moe_layers), zipf, 0))
+    plan = made(hw, E, K, group, sequences, given) if layout in PLANNED else ""
+    job = bare(Parallel(plan=plan, attention_tensor=TEAM), Exchange(hops), turns)
     found = predict.measure(spec, hw, Layout(group, job), Load(sequences, PROMPT, NEW, 1024), given, STEPS)
     near, far = found.bytes[1:].tolist()
-    return Row(E, K, layout, group, E // group, sequences, way, zipf, found.tpot, found.ttft, found.rate,
+    return Row(E, K, layout, group, -(-E // group), sequences, way, zipf, found.tpot, found.ttft, found.rate,
                found.exposed / found.tpot, found.imbalance, near, far, found.memory.total, found.fits)
+
+
+def gpus(E: int, layout: str) -> int:
+    """Of a group."""
+    more = (1, 1) if layout == "proposed" else PLANNED.get(layout)
+    return E * more[0] // more[1] if more else GPUS
+
+
+@cache
+def folder() -> Path:
+    """For plans, until the end."""
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    return Path(kept.name)
+
+
+def made(hw, E: int, K: int, group: int, sequences: int, given: Given) -> str:
+    """A plan's path. What a row costs is what it does in a run without a plan, as `hpcmoe plan` takes it."""
+    path = folder() / f"{E}-{K}-{group}-{sequences}.h5"
+    if not path.exists():
+        spec = spec_table.load(INPUTS / SPECS[E])
+        spec = replace(spec, moe=replace(spec.moe, top_k=K))
+        job = bare(Parallel(attention_tensor=TEAM), Exchange("alltoallv"), WAYS["serial"][0])
+        found = predict.measure(spec, hw, Layout(group, job), Load(sequences, PROMPT, NEW, 1024), given, STEPS)
+        spent = found.steps[-1].stages[STAGES.index("expert")] / len(spec.moe_layers)
+        planned.write(path, spec, hw, given.demand, group, sequences, spent / (sequences * K))
+    return str(path)
 
 
 def grid() -> list[tuple]:
@@ -80,7 +117,8 @@ def grid() -> list[tuple]:
     asked += [(E, USUAL[E], layout, batch, way, 0.0) for E in SPECS for layout in both for batch in BATCHES
               for way in ("serial", "overlap")]
     asked += [(E, USUAL[E], layout, BATCH, way, zipf) for E in SPECS for layout in both for way in WAYS
-              for zipf in (0.0, 0.5)]
+              for zipf in (0.0, ZIPF)]
+    asked += [(E, USUAL[E], layout, BATCH, way, ZIPF) for E in SPECS for layout in PLANNED for way in WAYS]
     return list(dict.fromkeys(asked))
 
 
@@ -90,19 +128,21 @@ def page(rows: list[Row], hw) -> None:
     table = text.table(">E", ">K", "layout", ">EP", ">experts", ">batch", "way", ">zipf", ">TPOT", ">tokens/s",
                        ">exposed", ">uneven", ">memory")
     for row in rows:
-        table.add_row(str(row.E), str(row.K), row.layout[:8], str(row.group), str(row.experts), str(row.sequences),
+        table.add_row(str(row.E), str(row.K), row.layout, str(row.group), str(row.experts), str(row.sequences),
                       row.way, f"{row.zipf:g}", text.seconds(row.tpot), f"{row.rate:.1f}", f"{100 * row.exposed:.0f} %",
                       f"{row.imbalance:.2f}", text.size(row.memory) + ("" if row.fits else " (!)"))
     out.print(table)
     out.print("experts, tokens/s: of a GPU; exposed: part of a step; uneven: a layer's most rows over the mean, - 1\n"
               "(!): does not fit into the GPU's memory, and is simulated as if it did")
-    for E, zipf in product(SPECS, (0.0, 0.5)):
-        best = {layout: max((row for row in rows if (row.E, row.K, row.sequences, row.zipf, row.layout)
-                             == (E, USUAL[E], BATCH, zipf, layout)), key=lambda row: row.rate)
-                for layout in ("proposed", "conventional")}
-        mine, other = best["proposed"], best["conventional"]
+    every = [*product(SPECS, (0.0, ZIPF), [("proposed", "conventional")]),
+             *((E, ZIPF, (layout, "E/8, planned")) for E in SPECS for layout in PLANNED if PLANNED[layout])]
+    for E, zipf, pair in every:
+        mine, other = (max((row for row in rows if (row.E, row.K, row.sequences, row.zipf, row.layout)
+                            == (E, USUAL[E], BATCH, zipf, layout)), key=lambda row: row.rate) for layout in pair)
         word = "wins over" if mine.rate > other.rate else "LOSES to"
-        use = f", experts used by Zipf's law, s = {zipf:g}, without replicas" if zipf else ""
+        kind = ("without plans" if mine.layout == "proposed" else
+                f"both planned, replicas on {mine.group - E} GPUs more than experts")
+        use = f", experts used by Zipf's law, s = {zipf:g}, {kind}" if zipf else ""
         out.print(f"E {E}, K {USUAL[E]}, {BATCH} sequences a GPU{use}: one expert per GPU and layer {word} "
                   f"{other.experts} on each of {GPUS} GPUs: {mine.rate:.1f} ({mine.way}) against {other.rate:.1f} "
                   f"({other.way}) tokens/s of a GPU{'' if other.fits else ', where the latter does not fit'}")
@@ -116,7 +156,8 @@ def assumptions(hw) -> str:
              f"{links.far_rate / 1e9:.0f} GB/s each way and GPU; 61 layers, H 7168, 128 heads of 128 over {TEAM} GPUs, "
              f"I 2048, bfloat16; prompts of {PROMPT} tokens, {NEW} new ones; experts chosen alike by chance, or by "
              "Zipf's law with s = 0.5; no topology plan, which changes nothing where experts are chosen independently. "
-             f"Conventional: E/{GPUS} experts on each of {GPUS} GPUs, in memory or not. Groups of GPUs are replicas.")
+             f"Conventional: E/{GPUS} experts on each of {GPUS} GPUs, in memory or not. Plans are made by the true "
+             "chances. Groups of GPUs are replicas.")
     return textwrap.fill(words, 150)
 
 
