@@ -150,11 +150,25 @@ def predict(model: ModelSpec, hw: Hardware, ranks: int, base: Job, load: Load, g
     others = [other for other in ranked(model, hw, ranks, free, load, given) if not same(other.layout, speed.layout)]
     better = None
     for other in others[:TRIED]:
-        if not speed.fits or other.rate > LOSES * _estimated(model, hw, speed, given):
+        if not speed.fits or other.rate > LOSES * min(speed.rate, _estimated(model, hw, speed, given)):
             tried = measure(model, hw, other.layout, load, given, steps)
             if tried.rate > LOSES * (better or speed).rate or not (better or speed.fits):
                 better = tried
     return Prediction(speed, better, len(others))
+
+
+def left_out(job: Job, model: ModelSpec) -> list[str]:
+    """What a job asks for that no step here does, a line each."""
+    if not model.moe:
+        return []
+    lines = []
+    if job.balance.mode == "bias":
+        lines.append("balance.mode = \"bias\" is left out: experts are taken to be as busy as without it, and it would "
+                     "even them; what that may give is what --zipf 0 says")
+    if job.balance.replan_every:
+        lines.append("balance.replan_every: slots hold what it comes to under a load that stays like this one; the steps "
+                     "until then, and reading experts beside steps, are left out")
+    return lines
 
 
 def same(one: Layout, other: Layout) -> bool:

@@ -118,6 +118,8 @@ def page(out: Console, source: Source, hw: Hardware, found: Sequence[Prediction]
     model, load = source.model, source.load
     out.print(f"{model.name} on {hw.name}: prompts of {text.plural(load.prompt, 'token')}, {load.new} new ones each; "
               f"{_use(model, asked)}; simulated, {asked.steps} steps of one token for each sequence")
+    for line in predicting.left_out(source.job, model):
+        out.print(line)
     grid = text.table(">ranks", ">experts", ">EP", ">groups", ">heads over", ">sequences", ">tokens/s", ">of a GPU",
                       ">TPOT", ">TTFT", ">exposed", ">memory")
     for one in found:
@@ -167,10 +169,15 @@ def _verdicts(out: Console, model: ModelSpec, found: Sequence[Prediction]) -> No
 
 def _use(model: ModelSpec, asked: Asked) -> str:
     if not model.moe:
-        return "a dense model"
+        return f"a dense model{_slow(asked)}"
     words = f"experts used as in {asked.routing}" if asked.routing else (
         f"experts used by Zipf's law with s = {asked.zipf:g}" if asked.zipf else "experts used alike, tokens by chance")
-    return words + (f"; {asked.slow[0]} ranks {asked.slow[1]:g} times as slow" if asked.slow[0] else "")
+    return words + _slow(asked)
+
+
+def _slow(asked: Asked) -> str:
+    ranks, factor = asked.slow
+    return f"; {text.plural(ranks, 'rank')} of each group computing {factor:g} times as long" if ranks else ""
 
 
 def _ways(speed: Speed) -> str:

@@ -258,6 +258,7 @@ class TestPages:
                       "0.5", "--slow", "1", "2")
         assert found.code == 0, found.err
         assert "prompts of 4 tokens" in found.out and "attention over 2" in found.out
+        assert "1 rank of each group computing 2 times as long" in found.out
         row = found.out.splitlines()[2].split()
         assert row[:6] == ["4", "1", "4", "1", "2", "1"], "two prompts leave one for a rank at most"
 
