@@ -166,7 +166,7 @@ def left_out(job: Job, model: ModelSpec) -> list[str]:
         lines.append("balance.mode = \"bias\" is left out: experts are taken to be as busy as without it, and it would "
                      "even them; what that may give is what --zipf 0 says")
     if job.balance.replan_every:
-        lines.append("balance.replan_every: slots hold what it comes to under a load that stays like this one; the steps "
+        lines.append("balance.replan_every: slots hold what it comes to under a load that stays as this one; the steps "
                      "until then, and reading experts beside steps, are left out")
     return lines
 
