@@ -155,9 +155,8 @@ def assumptions(hw) -> str:
              f"{links.ranks_per_node} GPUs a node, NVLink {links.near_rate / 1e9:.0f} GB/s and a NIC of "
              f"{links.far_rate / 1e9:.0f} GB/s each way and GPU; 61 layers, H 7168, 128 heads of 128 over {TEAM} GPUs, "
              f"I 2048, bfloat16; prompts of {PROMPT} tokens, {NEW} new ones; experts chosen alike by chance, or by "
-             "Zipf's law with s = 0.5; no topology plan, which changes nothing where experts are chosen independently. "
-             f"Conventional: E/{GPUS} experts on each of {GPUS} GPUs, in memory or not. Plans are made by the true "
-             "chances. Groups of GPUs are replicas.")
+             "Zipf's law with s = 0.5; planned where it says so, by the true chances, else experts in order. "
+             f"Conventional: E/{GPUS} experts on each of {GPUS} GPUs, in memory or not. Groups of GPUs are replicas.")
     return textwrap.fill(words, 150)
 
 
