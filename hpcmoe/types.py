@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import nan
 
 import numpy as np
 
@@ -275,6 +276,8 @@ class Begun:
     """`[n]` int32: the new tokens so far"""
     logprobs: np.ndarray
     """`[n]` float32"""
+    first: float = nan
+    """as an `Answer` has it"""
 
 
 @dataclass(frozen=True)
@@ -289,3 +292,5 @@ class Answer:
     """`[n]` float32; NaN for a first token, which nothing predicts"""
     stop: str
     """eos, length or context; scored"""
+    first: float = nan
+    """seconds to its first new token, see `files.first`; NaN where it was scored, or they are not known"""

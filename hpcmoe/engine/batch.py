@@ -1,8 +1,10 @@
 """The sequences of one rank, and the micro-batches that are cut from them."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import nan
 
 import numpy as np
 
@@ -23,6 +25,10 @@ class Sequence:
     cached: int = 0
     """how many of them the cache holds"""
     logprobs: list[float] = field(default_factory=list)
+    since: float = 0.0
+    """when it got its slot"""
+    first: float = nan
+    """see `Answer`"""
 
     @property
     def ahead(self) -> int:
@@ -42,8 +48,10 @@ class Sequences:
     State changes in `admit` and `advance` only, so a step that fails in between can be run again.
     """
 
-    def __init__(self, model: ModelSpec, job: Job, slots: int, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
+    def __init__(self, model: ModelSpec, job: Job, slots: int, max_tokens: int,
+                 now: Callable[[], float] = time.perf_counter) -> None:
+        """`now` tells the time, in seconds."""
+        self.max_tokens, self._now = max_tokens, now
         self._rules, self._context, self._scoring = job.generate, model.context, job.mode == "score"
         self._ends = {*job.generate.stop_tokens, *(() if job.generate.ignore_eos else model.eos)}
         self._slots: list[Sequence | None] = [None] * slots
@@ -72,11 +80,13 @@ class Sequences:
         """Puts a prompt, `[n]` int32, into a free slot, with what is there of its answer."""
         more, logprobs = (begun.tokens.tolist(), begun.logprobs.tolist()) if begun else ([], [])
         first = [float("nan")] if self._scoring else logprobs
-        self._slots[self._slots.index(None)] = Sequence(prompt, tokens.tolist() + more, len(tokens), logprobs=first)
+        self._slots[self._slots.index(None)] = Sequence(prompt, tokens.tolist() + more, len(tokens), logprobs=first,
+                                                        since=self._now(), first=begun.first if begun else nan)
 
     def begun(self) -> tuple[Begun, ...]:
         """The answers that have begun. Scores have not, before they are done: there is nothing to go on from."""
-        return tuple(Begun(s.prompt, np.array(s.tokens[s.prompt_length:], np.int32), np.array(s.logprobs, np.float32))
+        return tuple(Begun(s.prompt, np.array(s.tokens[s.prompt_length:], np.int32), np.array(s.logprobs, np.float32),
+                           s.first)
                      for s in self._slots if s and len(s.tokens) > s.prompt_length)
 
     def _in_turn(self) -> Iterator[tuple[int, Sequence]]:
@@ -113,7 +123,7 @@ class Sequences:
     def advance(self, batch: Batch, outcome: Outcome) -> list[Answer]:
         """Takes up what a step came to; returns the answers that it finished."""
         chosen = dict(zip(batch.wanted.tolist(), zip(outcome.token.tolist(), outcome.logprob.tolist())))
-        finished = []
+        finished, now = [], self._now()
         for span in batch.spans:
             s = self._slots[span.slot]
             assert s is not None
@@ -122,10 +132,13 @@ class Sequences:
                 if row in chosen:
                     s.logprobs.append(chosen[row][1])
                     if not self._scoring:
+                        if len(s.tokens) == s.prompt_length:
+                            s.first = now - s.since
                         s.tokens.append(chosen[row][0])
             if stop := self._stop(s):
                 tokens = s.tokens[0 if self._scoring else s.prompt_length:]
-                finished.append(Answer(s.prompt, np.array(tokens, np.int32), np.array(s.logprobs, np.float32), stop))
+                finished.append(Answer(s.prompt, np.array(tokens, np.int32), np.array(s.logprobs, np.float32), stop,
+                                       s.first))
                 self._slots[span.slot] = None
         return finished
 

@@ -1,8 +1,8 @@
 """Answers that have begun: what a rank has of them at a commit, so that another run, or rank, goes on from there.
 
 `out.h5.parts/begun-ATTEMPT-RANK-SEQ.h5`: `prompt` `[n]` int64, `tokens` int32 and `logprobs` float32, ragged: the new
-tokens so far. Each commit makes a new file and deletes the one before; the newest of a prompt's is the longest.
-Such a file is worth time only: one that is lost or damaged is done without.
+tokens so far; `first_token`, see `files.first`. Each commit makes a new file and deletes the one before; the newest of
+a prompt's is the longest. Such a file is worth time only: one that is lost or damaged is done without.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcmoe.errors import InputError
-from hpcmoe.files import h5, parts, vet
+from hpcmoe.files import first, h5, parts, vet
 from hpcmoe.files.parts import Provenance
 from hpcmoe.types import Begun
 
@@ -34,6 +34,7 @@ def write(output: Path, attempt: int, rank: int, sequence: int, begun: Sequence[
         h5.put(file, "prompt", np.array([b.prompt for b in begun], np.int64), "row of each in the prompts file")
         h5.put_ragged(file, "tokens", [b.tokens for b in begun], "int32", "new tokens so far")
         h5.put_ragged(file, "logprobs", [b.logprobs for b in begun], "float32", "log-probability of each token [nat]")
+        first.put(file, [b.first for b in begun])
     return path
 
 
@@ -43,10 +44,11 @@ def read(path: Path) -> tuple[Begun, ...]:
         prompt = h5.take(file, "prompt", path, np.integer, 1)
         tokens, offsets = h5.ragged(file, "tokens", path)
         logprobs, same = h5.ragged(file, "logprobs", path, np.floating)
+        waited = first.take(file, path, len(prompt)).tolist()
     if len(offsets) != len(prompt) + 1 or not np.array_equal(offsets, same):
         raise InputError(f"{path}: prompt, tokens and logprobs differ in length")
-    return tuple(Begun(int(number), tokens[first:end], logprobs[first:end])
-                 for number, (first, end) in zip(prompt, pairwise(offsets)))
+    return tuple(Begun(int(number), tokens[begin:end], logprobs[begin:end], seconds)
+                 for number, (begin, end), seconds in zip(prompt, pairwise(offsets), waited))
 
 
 def fits(begun: Begun, vocabulary: int, most: int) -> bool:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from hpcmoe.errors import InputError, JobError
-from hpcmoe.files import bias, h5, routing, traffic, vet
+from hpcmoe.files import bias, first, h5, routing, traffic, vet
 from hpcmoe.files.bias import Biased
 from hpcmoe.files.h5 import Damaged
 from hpcmoe.traffic import Traffic
@@ -125,6 +125,7 @@ def put_answers(file: h5py.File, answers: Sequence[Answer]) -> None:
                   "new tokens, the stop token included; the prompt's own if scored")
     h5.put_ragged(file, "logprobs", [a.logprobs for a in answers], "float32", "log-probability of each token [nat]")
     h5.put_strings(file, "stop", [a.stop for a in answers], "why each answer ended: eos, length or context; scored")
+    first.put(file, [a.first for a in answers])
 
 
 def _put_steps(file: h5py.File, steps: Sequence[StepTime]) -> None:
@@ -189,7 +190,9 @@ def take_answers(file: h5py.File, path: Path) -> list[Answer]:
     if len(offsets) != len(prompt) + 1 or not np.array_equal(offsets, same):
         raise InputError(f"{path}: prompt, tokens and logprobs differ in length: make the file again")
     parts = [slice(begin, end) for begin, end in pairwise(offsets)]
-    return [Answer(int(number), tokens[part], logprobs[part], why) for number, part, why in zip(prompt, parts, stop)]
+    waited = first.take(file, path, len(prompt)).tolist()
+    return [Answer(int(number), tokens[part], logprobs[part], why, seconds)
+            for number, part, why, seconds in zip(prompt, parts, stop, waited)]
 
 
 @dataclass(frozen=True)

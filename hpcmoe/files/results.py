@@ -2,6 +2,7 @@
 
     prompt [P] int64, id [P], text [P], stop [P]
     tokens/data int32, logprobs/data float32, each with offsets int64 [P + 1]
+    first_token [P] float64: see `files.first`
     load [L, E] int64
     timings/attempt, group, step, tokens, chosen, wall [steps]; timings/mean, max [steps, stages] over the ranks of the
         group, of the job's independent ones

@@ -7,8 +7,8 @@ import numpy as np
 
 from hpcmoe.report import style, text
 from hpcmoe.report.blocks import Block, Grid, Picture, Section
+from hpcmoe.report.latency import firsts, latencies
 from hpcmoe.report.measured import Measured, flat
-from hpcmoe.report.over_time import latencies
 from hpcmoe.traffic import CLASSES
 from hpcmoe.types import STAGES
 
@@ -112,6 +112,8 @@ MEASURES: tuple[tuple[str, Callable[[Measured], float], Callable[[float], str]],
     ("the same of a rank", lambda run: run.rate / run.ranks, "{:,.2f}".format),
     ("token latency, 50 %", _latency(0), text.seconds), ("token latency, 99 %", _latency(3), text.seconds),
     ("slowest token", _latency(4), text.seconds),
+    *((f"first token of a prompt, {p} %", lambda run, n=n: firsts(run.first)[n], text.seconds)
+      for n, p in ((0, 50), (3, 99))),
     ("computed tokens a step", lambda run: int(run.steps.tokens.sum()) / max(len(run.steps.tokens), 1),
      "{:,.1f}".format),
     ("exchange a computed token", lambda run: _each(run, float(run.steps.moved.seconds)), _us),

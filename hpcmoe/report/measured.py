@@ -10,6 +10,7 @@ import numpy as np
 from hpcmoe import tables
 from hpcmoe.engine.inputs import open_model
 from hpcmoe.errors import HpcmoeError, InputError
+from hpcmoe.files import first as files_first
 from hpcmoe.files import h5, parts, results, traffic, vet
 from hpcmoe.files import routing as files_routing
 from hpcmoe.files.results import StepTable
@@ -17,9 +18,6 @@ from hpcmoe.slots import Routing
 from hpcmoe.spec import ModelSpec
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import STAGES
-
-LONGEST = 1e9
-"""Seconds of a step, and of its stages; what is beyond was not measured."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class Measured:
     """experts per rank and layer at most"""
     lengths: np.ndarray
     """`[P]` int64: tokens of each answer"""
+    first: np.ndarray
+    """`[P]` float64 seconds to the first new token, see `files.first`"""
     stops: Mapping[str, int]
     """answers by why they ended"""
     steps: StepTable
@@ -92,13 +92,14 @@ def read(path: Path) -> Measured:
         steps, load = results.steps(file, path), parts.take_load(file, path)
         _, offsets = h5.ragged(file, "tokens", path)
         stops = Counter(h5.strings(file, "stop", path, len(offsets) - 1))
+        first = files_first.take(file, path, len(offsets) - 1)
         layers = traffic.take(file, "layer", len(load), path) or Traffic.none(len(load))
         hosts, routing = tuple(h5.strings(file, "host", path)), files_routing.take(file, path)
     if not hosts:
         raise InputError(f"{path} names {ranks} ranks on no hosts: make the file again")
     _check(path, steps, layers)
     return Measured(path, created, _table(job, path), identity, versions, hosts, ranks, groups, slots, np.diff(offsets),
-                    stops, steps, layers, load, routing)
+                    first, stops, steps, layers, load, routing)
 
 
 def _table(job: str, path: Path) -> dict:
@@ -113,7 +114,7 @@ def _check(path: Path, steps: StepTable, layers: Traffic) -> None:
     spans = [steps.wall, steps.mean, steps.max, *(t for moved in (steps.traffic, layers)
                                                   for t in (moved.seconds, moved.exposed))]
     counts = [steps.attempt, steps.step, steps.tokens, steps.chosen, steps.traffic.bytes, layers.bytes]
-    if not all((np.isfinite(t) & (t >= 0) & (t <= LONGEST)).all() for t in spans):
+    if not all((np.isfinite(t) & (t >= 0) & (t <= files_first.LONGEST)).all() for t in spans):
         raise InputError(f"{path}: timings or exchange have seconds that cannot be: make the file again")
     if not all((n >= 0).all() and n.sum(dtype=np.float64) < 2**62 for n in counts):
         raise InputError(f"{path}: timings or exchange have values that cannot be counted: make the file again")

@@ -1,4 +1,4 @@
-"""Figures along the time of a run: throughput, latency, imbalance."""
+"""Figures along the time of a run: throughput, imbalance."""
 
 from typing import Any
 
@@ -7,8 +7,6 @@ import numpy as np
 from hpcmoe.report import bins, style, text
 from hpcmoe.report.blocks import SHOWN, Block, Grid, Picture
 from hpcmoe.report.measured import Measured
-
-PERCENTILES = (50, 90, 95, 99, 100)
 
 
 def throughput(run: Measured) -> Block:
@@ -55,45 +53,6 @@ def _starts(run: Measured) -> np.ndarray:
     """Seconds at which each start but the first began."""
     begins = {int(run.steps.attempt[rows[0]]): begin for begin, rows in bins.tracks(run.steps)}
     return np.array(list(begins.values())[1:])
-
-
-def latencies(run: Measured) -> list[float]:
-    """Seconds of the steps in which tokens were made, at `PERCENTILES` of the tokens."""
-    return [bins.percentile(run.steps.wall, run.steps.chosen, p / 100) for p in PERCENTILES]
-
-
-def latency(run: Measured) -> Block:
-    """How long a token takes."""
-    title, steps = "Latency of a token", run.steps
-    made = steps.chosen > 0
-    if run.scored or not made.any():
-        return Block(title, "left out: " + ("prompts were scored, so no token waited for the one before it."
-                                            if run.scored else "no tokens were made."))
-    found = latencies(run)
-    rows = tuple((f"{p} %" if p < 100 else "all", text.seconds(span)) for p, span in zip(PERCENTILES, found))
-    says = (f"half of the new tokens took {text.seconds(found[0])} or less, 99 % {text.seconds(found[3])}, the slowest "
-            f"{text.seconds(found[4])}. A sequence gets one token a step, so a token takes as long as its step, on the "
-            "slowest rank. How long prompts waited for their first token is not recorded.")
-    order = np.argsort(steps.wall[made])
-    spans = steps.wall[made][order] * 1e3
-    shares = 100 * np.cumsum(steps.chosen[made][order]) / steps.chosen.sum()
-    some = np.unique(np.concatenate([bins.groups(len(spans), 4 * bins.MOST), [len(spans) - 1]]))
-
-    def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        axes.step(np.concatenate([[spans[0]], spans[some]]), np.concatenate([[0.0], shares[some]]), where="post",
-                  color=style.BLUE)
-        for p, span, marker in zip(PERCENTILES, found, "osD^v"):
-            name = f"{p} %: {text.seconds(span)}" if p < 100 else f"slowest: {text.seconds(span)}"
-            axes.plot(span * 1e3, p, marker, color=style.RED, label=name, clip_on=False)
-        axes.set(xlabel="time of a token (ms)", ylabel="tokens that took no longer (%)", ylim=(0, 100))
-        axes.legend(loc="lower right")
-        if spans[-1] > 20 * spans[0] > 0:
-            axes.set_xscale("log")
-    return Block(title, says, Grid(("share of the tokens", ">took at most"), rows),
-                 Picture("latency", "Rising line, the share of tokens by the time that they took: half within "
-                         f"{text.seconds(found[0])}, 99 % within {text.seconds(found[3])}, all within "
-                         f"{text.seconds(found[4])}.", draw))
 
 
 def imbalance(run: Measured) -> Block:

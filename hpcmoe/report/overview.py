@@ -6,8 +6,8 @@ import numpy as np
 
 from hpcmoe.report import text
 from hpcmoe.report.blocks import Block, Grid
+from hpcmoe.report.latency import firsts, latencies
 from hpcmoe.report.measured import Measured
-from hpcmoe.report.over_time import latencies
 
 NAMED = 4
 """Hosts that are named."""
@@ -20,7 +20,7 @@ SHORT = ("file", ">ranks", ">answers", ">tokens", ">time in steps", ">tokens/s",
 def facts(run: Measured) -> dict[str, str]:
     """What a run came to, by what it is."""
     sums, word = run.steps.moved, "scored" if run.scored else "new"
-    spans = latencies(run)
+    spans, waits = latencies(run), firsts(run.first)
     uneven = run.uneven[~np.isnan(run.uneven)]
     return {
         "file": str(run.path), "made": run.created, "ranks": ranks(run), "hosts": hosts(run.hosts),
@@ -31,6 +31,8 @@ def facts(run: Measured) -> dict[str, str]:
         f"{word} tokens/s": f"{run.rate:,.1f}", f"{word} tokens/s of a rank": f"{run.rate / run.ranks:,.2f}",
         "token latency, 50 and 99 %": "" if run.scored or np.isnan(spans[0]) else
         f"{text.seconds(spans[0])}, {text.seconds(spans[3])}",
+        "first token of a prompt, 50 and 99 %": "" if np.isnan(waits[0]) else
+        f"{text.seconds(waits[0])}, {text.seconds(waits[3])}",
         "exchange exposed": f"{text.seconds(float(sums.exposed))}, {100 * float(sums.hidden):.0f} % hidden"
         if sums.seconds else "", "slowest rank / mean, in experts":
         f"{np.median(uneven):.2f} (median step)" if len(uneven) and run.ranks > 1 else "",

@@ -13,15 +13,16 @@ from hpcmoe.report import blocks, differ, html, measured, scaling, style, text
 from hpcmoe.report.blocks import Block, Grid, Picture, Section
 from hpcmoe.report.expert_load import heat, traffic
 from hpcmoe.report.foretold import foretold
+from hpcmoe.report.latency import first_token, latency
 from hpcmoe.report.measured import Measured
-from hpcmoe.report.over_time import imbalance, latency, throughput
+from hpcmoe.report.over_time import imbalance, throughput
 from hpcmoe.report.overview import summary, titles
 from hpcmoe.report.roofline import Roof, roofline
 from hpcmoe.report.shares import exchange, links, stages
 
 MOST = 32
 """Files of a report: its page has some 70 kB of pictures for each figure of each."""
-FIGURES = (throughput, latency, stages, exchange, imbalance, heat, traffic, links, foretold)
+FIGURES = (throughput, latency, first_token, stages, exchange, imbalance, heat, traffic, links, foretold)
 """What is told of each run, beside the roofline."""
 
 

@@ -13,11 +13,12 @@ from rich.text import Text
 
 from hpcmoe import spec, tables
 from hpcmoe.errors import InputError, visible
-from hpcmoe.files import begun, bias, exchange, h5, parts, plan, probe, prompts, results, topology, vet
+from hpcmoe.files import begun, bias, exchange, first, h5, parts, plan, probe, prompts, results, topology, vet
 from hpcmoe.files.bias import Biased
 from hpcmoe.files.model import ModelFile
 from hpcmoe.files.results import StepTable
 from hpcmoe.report import bench_exchange, bench_topology, text
+from hpcmoe.report.latency import PERCENTILES, firsts
 from hpcmoe.report.plan import page as plan_page
 from hpcmoe.report.probe import page as probe_page
 from hpcmoe.traffic import CLASSES
@@ -96,6 +97,7 @@ def _results(out: Console, path: Path, limit: int) -> None:
         if "timings/mean" in file:
             steps = results.steps(file, path)
             out.print(speed_line(steps, was_scored(file, path)))
+            print_first(out, first.take(file, path, len(file["prompt"])))
             print_traffic(out, steps)
             out.print("Seconds by stage, summed over the steps:")
             out.print(stage_table(steps))
@@ -191,6 +193,14 @@ def speed_line(steps: StepTable, scored: bool) -> str:
     wall, new = steps.seconds, int(steps.chosen.sum())
     return (f"{new} {'scored' if scored else 'new'} tokens in {len(steps.wall)} steps and {text.seconds(wall)}: "
             f"{new / max(wall, 1e-9):.1f} tokens/s ({int(steps.tokens.sum())} computed, prompts included)")
+
+
+def print_first(out: Console, seconds: np.ndarray) -> None:
+    """How long prompts that were begun waited for their first tokens, where that is known; seconds `[P]`."""
+    found = dict(zip(PERCENTILES, firsts(seconds)))
+    if not math.isnan(found[50]):
+        out.print(f"First token of a prompt, from when it got its slot: half had it within {text.seconds(found[50])}, "
+                  f"99 % within {text.seconds(found[99])}, all within {text.seconds(found[100])}")
 
 
 def print_traffic(out: Console, steps: StepTable) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from launched import Running, answers, mpiexec, wait_for
@@ -51,6 +52,8 @@ def go_on(job: Path, undisturbed: dict[str, bytes], ranks: int = 3, *arguments: 
     assert ended.returncode == 0, ended.stderr
     assert answers(job.with_name("out.h5"), PROMPTS) == undisturbed
     assert [path.name for path in job.parent.glob("*out.h5*")] == ["out.h5"]
+    with h5py.File(job.with_name("out.h5")) as file:  # whichever run gave them
+        assert (file["first_token"][()] > 0).all()
     return ended.stderr
 
 

@@ -31,9 +31,10 @@ def step_table(rng: np.random.Generator, steps: int, ranks: int, speed: float = 
 def put_run(path: Path, *, ranks: int = 4, layers: int = 3, experts: int = 8, steps: int = 40, prompts: int = 12,
             job: dict | None = None, identity: str = "a job\n", versions: str = "hpcmoe 1, MPI 1",
             hosts: Sequence[str] = (), speed: float = 1.0, stop: str = "length", kept: int = 0, name: str = "p{}",
-            seed: int = 1, moved: bool = False) -> Path:
+            seed: int = 1, moved: bool = False, first: Sequence[float] = ()) -> Path:
     """Results of a run; its first layer is dense, expert e lies on rank ⌊e·R/E⌋ unless experts `moved`, and two ranks
-    are on each host, whose names may be given. `kept` is how many ranks the load is kept of, all where 0."""
+    are on each host, whose names may be given. `kept` is how many ranks the load is kept of, all where 0; `first` are
+    seconds to first tokens, drawn without."""
     rng = np.random.default_rng(seed)
     kept, top_k = kept or ranks, min(2, experts)
     load = rng.integers(0, 200, (layers, kept, experts)) * (np.arange(layers) > 0)[:, None, None]
@@ -45,7 +46,9 @@ def put_run(path: Path, *, ranks: int = 4, layers: int = 3, experts: int = 8, st
     expert = rng.integers(0, max(experts, 1), (16, layers, top_k)).astype(np.int16)
     expert[:, 0] = -1
     table = step_table(rng, steps, ranks, speed)
-    answers = tuple(Answer(n, np.arange(5, dtype=np.int32), np.zeros(5, np.float32), stop) for n in range(prompts))
+    waits = [np.nan] * prompts if stop == "scored" else first or (rng.random(prompts) / 5).tolist()
+    answers = tuple(Answer(n, np.arange(5, dtype=np.int32), np.zeros(5, np.float32), stop, waits[n])
+                    for n in range(prompts))
     sums = table.traffic.total()
     by_layer = Traffic(np.full(layers, sums.seconds / layers), np.full(layers, sums.exposed / layers),
                        np.tile(sums.bytes // layers, (layers, 1)))

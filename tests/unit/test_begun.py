@@ -1,11 +1,12 @@
 """Answers that have begun: how they are kept, and how any rank goes on with them."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
+from math import nan
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import answer, command, origin, put_part, step_time
+from helpers import answer, command, damage, origin, put_part, step_time
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY
@@ -31,7 +32,7 @@ def some(prompt: int, *tokens: int) -> Begun:
 
 def same(a: Begun, b: Begun) -> bool:
     """To the bit."""
-    return (a.prompt, a.tokens.tolist(), a.logprobs.tobytes()) == (b.prompt, b.tokens.tolist(), b.logprobs.tobytes())
+    return all(x.tobytes() == y.tobytes() for x, y in zip(*(map(np.asarray, astuple(one)) for one in (a, b))))
 
 
 class TestFiles:
@@ -39,9 +40,14 @@ class TestFiles:
 
     @given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), max_size=5))
     def test_what_is_written_comes_back(self, tmp_path_factory, lists):
-        wanted = [some(n, *tokens) for n, tokens in enumerate(lists)]
+        wanted = [replace(some(n, *tokens), first=n / 3 if n % 2 else nan) for n, tokens in enumerate(lists)]
         found = begun.read(begun.write(tmp_path_factory.mktemp("b") / "o.h5", 0, 3, 1, wanted, origin()))
         assert len(found) == len(wanted) and all(map(same, found, wanted))
+
+    def test_of_a_version_that_did_not_tell_when_first_tokens_came(self, tmp_path):
+        path = begun.write(tmp_path / "o.h5", 0, 0, 0, [replace(some(4, 1), first=1.0)], origin())
+        damage(path, lambda file: file.pop("first_token"))
+        assert same(begun.read(path)[0], some(4, 1))
 
     def test_of_a_prompt_the_longest_counts(self, tmp_path):
         output = tmp_path / "o.h5"
@@ -154,11 +160,15 @@ def test_the_pool_gives_those_that_have_begun_first():
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5), stops=st.lists(st.integers(1, 25), max_size=3),
        room=st.lists(st.integers(0, 12), min_size=4, max_size=4), new=st.integers(1, 25))
 def test_an_answer_that_is_interrupted_anywhere_is_the_same(lengths, stops, room, new):
-    """Each run has other slots and steps; the model sees all tokens in order, saved ones as decode does."""
+    """Each run has other slots and steps; the model sees all tokens in order, saved ones as decode does. When its first
+    token came is told by the run that made it: slots are given at 100, 1100, …, and each step takes a second."""
     model = replace(TINY, eos=())
     waiting, found, kept = {n: np.full(length, n, np.int32) for n, length in enumerate(lengths)}, {}, {}
-    for steps, more in zip([*stops, 10**6], room):
-        sequences = Sequences(model, Job("m", "p", "o", "generate", Generate(new)), len(lengths), len(lengths) + more)
+    came: dict[int, float] = {}
+    for run, (steps, more) in enumerate(zip([*stops, 10**6], room)):
+        job, begin = Job("m", "p", "o", "generate", Generate(new)), 1000.0 * run + 100
+        clock = [begin]
+        sequences = Sequences(model, job, len(lengths), len(lengths) + more, lambda clock=clock: clock[0])
         for number, tokens in waiting.items():
             sequences.admit(number, tokens, kept.get(number))
         while sequences.active and steps:
@@ -175,12 +185,17 @@ def test_an_answer_that_is_interrupted_anywhere_is_the_same(lengths, stops, room
             chosen = [1000 * (int(p) + 1) + int(a) - lengths[int(p)] for p, a in zip(batch.prompt, at)]
             outcome = Outcome(np.array(chosen, np.int32), -np.array(chosen, np.float32), np.zeros((4, 6), np.int64),
                               np.zeros(4, np.int64), np.zeros(4, np.int64), np.zeros((0, 4, 2), np.int16))
+            clock[0] += 1
+            for prompt in batch.prompt.tolist():
+                came.setdefault(prompt, clock[0] - begin)
             for one in sequences.advance(batch, outcome):
                 assert one.prompt not in found
                 found[one.prompt] = one
                 del waiting[one.prompt]
         kept = {one.prompt: one for one in sequences.begun()}
         assert all(len(one.tokens) == len(one.logprobs) > 0 for one in kept.values())
+        assert all(one.first == came[one.prompt] for one in kept.values())
+    assert {number: one.first for number, one in found.items()} == came
     for number in range(len(lengths)):
         assert found[number].tokens.tolist() == [1000 * (number + 1) + n for n in range(new)]
         assert found[number].logprobs.tolist() == (-found[number].tokens.astype(np.float32)).tolist()
@@ -190,6 +205,17 @@ def test_scores_do_not_begin():
     sequences = Sequences(TINY, Job("m", "p", "o", "score"), 2, 4)
     sequences.admit(0, np.arange(9, dtype=np.int32))
     assert sequences.begun() == ()
+
+
+def test_what_nobody_told_stays_unknown():
+    """An older version began it: its first token came before."""
+    sequences = Sequences(TINY, Job("m", "p", "o"), 1, 4)
+    sequences.admit(0, np.arange(2, dtype=np.int32), some(0, 5))
+    for _ in range(2):
+        batch = sequences.batch()
+        n = len(batch.wanted)
+        sequences.advance(batch, Outcome(np.full(n, 9, np.int32), np.zeros(n, np.float32), *[np.zeros(0)] * 4))
+    assert len(sequences.begun()[0].tokens) > 1 and np.isnan(sequences.begun()[0].first)
 
 
 def test_parts_and_what_has_begun_go_together(tmp_path):

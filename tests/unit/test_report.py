@@ -13,14 +13,14 @@ from ran import put_run
 
 from hpcmoe.files import plan, results
 from hpcmoe.files.plan import Plan, Prediction, Weights
-from hpcmoe.report import bins, expert_load, measured, over_time, roofline
+from hpcmoe.report import bins, expert_load, latency, measured, roofline
 from hpcmoe.report import report as verb
 from hpcmoe.slots import Placement
 from hpcmoe.spec import ModelSpec
 from hpcmoe.tables import build, parse
 from hpcmoe.types import STAGES
 
-FIGURES = ("throughput", "latency", "stages", "exchange", "imbalance", "experts", "traffic", "links")
+FIGURES = ("throughput", "latency", "first-token", "stages", "exchange", "imbalance", "experts", "traffic", "links")
 
 
 @pytest.fixture
@@ -115,7 +115,8 @@ class TestMistakes:
 
     @pytest.mark.parametrize("name, value", [("timings/wall", np.nan), ("timings/mean", -1.0), ("timings/max", np.inf),
                                              ("timings/tokens", -5), ("exchange/step/bytes", 2**62),
-                                             ("exchange/layer/seconds", 1e300)])
+                                             ("exchange/layer/seconds", 1e300), ("first_token", -1.0),
+                                             ("first_token", np.inf)])
     def test_values_that_cannot_be(self, capsys, monkeypatch, tmp_path, name, value):
         path = put_run(tmp_path / "out.h5")
 
@@ -149,10 +150,11 @@ class TestRuns:
         path = put_run(tmp_path / "out.h5")
 
         def older(file: h5py.File) -> None:
-            del file["routing"], file["exchange"]
+            del file["routing"], file["exchange"], file["first_token"]
         damage(path, older)
         page = report(path, "--text")
         assert "does not tell where its tokens went" in page and "no seconds of exchanges were recorded" in page
+        assert "First token of a prompt: left out: the file does not tell" in page
 
     def test_numbers_are_those_of_the_file(self, report, tmp_path):
         path = put_run(tmp_path / "out.h5", seed=3)
@@ -170,7 +172,7 @@ class TestRuns:
         command(capsys, monkeypatch, "run", job)
         page = report(tmp_path / "out.h5", "--roof", "1e11,1e10")
         assert "Roofline of the experts: a rank's experts reached" in page and "% of what 100.0 GFLOP/s" in page
-        assert quick[-1] == "roofline"
+        assert quick[-1] == "roofline" and "first-token" in quick
         assert "Without a picture: what the device can do is in no file" in report(tmp_path / "out.h5", "--text")
 
 
@@ -320,9 +322,19 @@ def test_the_model_is_another_by_now(tmp_path):
 def test_a_token_takes_as_long_as_its_step(tmp_path):
     run = measured.read(put_run(tmp_path / "out.h5"))
     every = np.repeat(run.steps.wall, run.steps.chosen)
-    found = over_time.latencies(run)
-    np.testing.assert_allclose(found, [np.percentile(every, p, method="inverted_cdf") for p in over_time.PERCENTILES])
-    assert np.isnan(over_time.latencies(replace(run, steps=replace(run.steps, chosen=run.steps.chosen * 0)))).all()
+    found = latency.latencies(run)
+    np.testing.assert_allclose(found, [np.percentile(every, p, method="inverted_cdf") for p in latency.PERCENTILES])
+    assert np.isnan(latency.latencies(replace(run, steps=replace(run.steps, chosen=run.steps.chosen * 0)))).all()
+
+
+def test_first_tokens_are_those_of_the_file(report, quick, tmp_path):
+    waits = [0.25, *[2.0] * 6, *[3.0] * 3, np.nan, 40.0]
+    page = report(put_run(tmp_path / "out.h5", first=waits))
+    assert "half of the prompts had their first token within 2.0 s, 99 % within 40.0 s, the last within 40.0 s" in page
+    assert "Of 1 of 12 prompts it is not known" in page and "first-token" in quick
+    assert "first token of a prompt, 50 and 99 %  2.0 s, 40.0 s" in page
+    both = report(tmp_path / "out.h5", put_run(tmp_path / "b.h5", first=[4.0] * 12), "--text")
+    assert "first token of a prompt, 50 %" in both and "x 2.00" in both.split("first token of a prompt, 50 %")[1]
 
 
 def test_job_keys_that_are_no_tables(tmp_path):

@@ -61,7 +61,7 @@ class TestPage:
     def test_every_figure_is_drawn(self, tab, page):
         tab.open(page)
         count = len(list(page.with_suffix("").iterdir()))
-        assert count == 1 + 1 + 2 * 9  # stages beside each other, strong scaling, and nine of each run
+        assert count == 1 + 1 + 2 * 10  # stages beside each other, strong scaling, and ten of each run
         assert tab.value(f"{IMAGES}.length") == count == tab.value("document.querySelectorAll('figure').length")
         assert tab.value(f"{IMAGES}.every(i => i.complete && i.naturalWidth > 800 && i.naturalHeight > 300)")
         # of each, how many pixels are not those of its corner: none is a blank sheet
