@@ -213,17 +213,16 @@ def show(file: Path, limit: int) -> None:
 @click.argument("outputs", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, help="The .html to write; without it out.report.html beside the first file.")
 @click.option("--text", "only_text", is_flag=True, help="Print the tables, and write nothing.")
-@click.option("--roof", metavar="FLOPS,BYTES", help="What a rank's device can do, FLOP/s and bytes/s of its memory, as "
-                                                    "400e12,1.8e12: draws the roofline.")
-def report(outputs: tuple[Path, ...], output: Path | None, only_text: bool, roof: str | None) -> None:
+@click.option("--hardware", metavar="NAME", help="As of predict: what the runs' own jobs would take there, beside what "
+                                                 "they took; and the roofline.")
+def report(outputs: tuple[Path, ...], output: Path | None, only_text: bool, hardware: str | None) -> None:
     """Tell what the runs came to whose results are OUTPUTS: tables here, and a page with figures that needs no
     network, its pictures beside it as PNG.
 
     Of two runs it says what changed and what that did, of several of one job how speed grows with the ranks.
     """
     from hpcmoe.report import report as page
-    from hpcmoe.report.roofline import roof as parse
-    page.report(outputs, output, only_text, parse(roof) if roof is not None else None)
+    page.report(outputs, output, only_text, hardware)
 
 
 @cli.command(short_help="Print every key of a job file.")

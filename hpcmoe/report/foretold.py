@@ -14,14 +14,14 @@ from hpcmoe.report.blocks import SHOWN, Block, Grid, Picture
 from hpcmoe.report.measured import Measured, at
 from hpcmoe.traffic import CLASSES
 
-TITLE = "Predicted and measured"
+TITLE = "Expected by the plan, and measured"
 
 
 def foretold(run: Measured) -> Block:
     """Rows of the ranks by layer, and bytes of a token, as the job's plan expected them, and as they came."""
     path, routing = at(run, "parallel.plan", ""), run.routing and folded(run.routing, run.groups)
     if not isinstance(path, str) or not path:
-        return Block(TITLE, "left out: the job had no plan, so nothing was predicted.")
+        return Block(TITLE, "left out: the job had no plan.")
     try:
         said = plan.read(Path(path))
     except HpcmoeError as error:
@@ -52,13 +52,13 @@ def _compared(run: Measured, said: Plan, computed: np.ndarray) -> Block:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.plot(layers, expected, "o", color=style.ORANGE, markersize=7, label="predicted by the plan")
+        axes.plot(layers, expected, "o", color=style.ORANGE, markersize=7, label="expected by the plan")
         axes.plot(layers, found, "x", color=style.BLUE, label="measured")
         axes.axhline(1, color=style.GREY, linestyle="--", linewidth=1)
         axes.set(xlabel="layer", ylabel="rows, fullest rank / mean",
                  ylim=(None, max(1.1, 1.05 * float(max(expected.max(), found.max())))))
         style.whole(axes.xaxis)
         style.above(axes)
-    return Block(TITLE, says, Grid(("", ">predicted", ">measured", ">measured / predicted"), tuple(rows)),
-                 Picture("predicted", f"Points by layer, fullest rank over the mean: predicted {expected.mean():.2f} "
+    return Block(TITLE, says, Grid(("", ">expected", ">measured", ">measured / expected"), tuple(rows)),
+                 Picture("planned", f"Points by layer, fullest rank over the mean: expected {expected.mean():.2f} "
                          f"on average, measured {found.mean():.2f}.", draw))

@@ -35,6 +35,8 @@ class Measured:
     ranks: int
     groups: int
     """independent ones of neighbouring ranks"""
+    shards: int
+    """of a job array, whose results it was packed from; 1 where it was not"""
     slots: int
     """experts per rank and layer at most"""
     lengths: np.ndarray
@@ -89,6 +91,7 @@ def read(path: Path) -> Measured:
         job, identity, versions, created = (h5.attribute(file, name, path, str)
                                             for name in ("job", "identity", "versions", "created"))
         (ranks, groups), slots = parts.groups(file, path), h5.attribute(file, "experts_per_rank", path, int)
+        shards = h5.attribute(file, "shards", path, int) if "shards" in file.attrs else 1
         steps, load = results.steps(file, path), parts.take_load(file, path)
         _, offsets = h5.ragged(file, "tokens", path)
         stops = Counter(h5.strings(file, "stop", path, len(offsets) - 1))
@@ -98,8 +101,8 @@ def read(path: Path) -> Measured:
     if not hosts:
         raise InputError(f"{path} names {ranks} ranks on no hosts: make the file again")
     _check(path, steps, layers)
-    return Measured(path, created, _table(job, path), identity, versions, hosts, ranks, groups, slots, np.diff(offsets),
-                    first, stops, steps, layers, load, routing)
+    return Measured(path, created, _table(job, path), identity, versions, hosts, ranks, groups, shards, slots,
+                    np.diff(offsets), first, stops, steps, layers, load, routing)
 
 
 def _table(job: str, path: Path) -> dict:

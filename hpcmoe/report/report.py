@@ -9,7 +9,10 @@ from pathlib import Path
 from hpcmoe import paths, shard
 from hpcmoe.errors import JobError
 from hpcmoe.files import place
+from hpcmoe.predict import machine
+from hpcmoe.predict.machine import Hardware
 from hpcmoe.report import blocks, differ, html, measured, scaling, style, text
+from hpcmoe.report.beside import beside
 from hpcmoe.report.blocks import Block, Grid, Picture, Section
 from hpcmoe.report.expert_load import heat, traffic
 from hpcmoe.report.foretold import foretold
@@ -17,17 +20,18 @@ from hpcmoe.report.latency import first_token, latency
 from hpcmoe.report.measured import Measured
 from hpcmoe.report.over_time import imbalance, throughput
 from hpcmoe.report.overview import summary, titles
-from hpcmoe.report.roofline import Roof, roofline
+from hpcmoe.report.roofline import roofline
 from hpcmoe.report.shares import exchange, links, stages
 
 MOST = 32
 """Files of a report: its page has some 70 kB of pictures for each figure of each."""
 FIGURES = (throughput, latency, first_token, stages, exchange, imbalance, heat, traffic, links, foretold)
-"""What is told of each run, beside the roofline."""
+"""What is told of each run from its file alone."""
 
 
-def report(sources: Sequence[Path], output: Path | None, only_text: bool, roof: Roof | None) -> None:
-    """Prints the tables, and writes the page and its pictures unless `only_text`. Raises `JobError`, `InputError`."""
+def report(sources: Sequence[Path], output: Path | None, only_text: bool, hardware: str | None) -> None:
+    """Prints the tables, and writes the page and its pictures unless `only_text`; `hardware` is as for `machine.load`.
+    Raises `JobError`, `InputError`."""
     _check(sources)
     target = output or sources[0].with_suffix(".report.html")
     if not only_text:
@@ -35,8 +39,9 @@ def report(sources: Sequence[Path], output: Path | None, only_text: bool, roof: 
             raise JobError(f"output {target}: should end in .html")
         paths.check_output(target, *sources)
         paths.check_folder(_folder(target).absolute(), f"pictures of {target}")
+    hw = None if hardware is None else machine.load(hardware)
     runs = [measured.read(path) for path in sources]
-    found = sections(runs, roof)
+    found = sections(runs, hw)
     out = text.console()
     blocks.show(out, found)
     if only_text:
@@ -66,7 +71,7 @@ def _folder(page: Path) -> Path:
     return page.with_suffix("")
 
 
-def sections(runs: Sequence[Measured], roof: Roof | None) -> tuple[Section, ...]:
+def sections(runs: Sequence[Measured], hw: Hardware | None) -> tuple[Section, ...]:
     """All that is told of them."""
     found = [Section("Overview", (summary(runs),))]
     if len(runs) == 2:
@@ -74,7 +79,7 @@ def sections(runs: Sequence[Measured], roof: Roof | None) -> tuple[Section, ...]
     if len(runs) > 1:
         found.append(Section("Scaling", _scaling(runs)))
     for number, (run, title) in enumerate(zip(runs, titles(runs)), 1):
-        told = (*(figure(run) for figure in FIGURES), roofline(run, roof))
+        told = (*(figure(run) for figure in FIGURES), *beside(run, hw), roofline(run, hw))
         if len(runs) > 1:
             title = f"{title}: {run.path}"
             told = tuple(_numbered(block, number) for block in told)

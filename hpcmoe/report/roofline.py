@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from hpcmoe.array import DTYPES
-from hpcmoe.errors import InputError, JobError
+from hpcmoe.errors import InputError
+from hpcmoe.predict.machine import Device, Hardware
 from hpcmoe.report import bins, style, text
 from hpcmoe.report.blocks import SHOWN, Block, Grid, Picture
 from hpcmoe.report.measured import Measured, at, model
@@ -14,27 +15,6 @@ from hpcmoe.spec import ModelSpec, Moe
 from hpcmoe.types import STAGES
 
 TITLE = "Roofline of the experts"
-
-
-@dataclass(frozen=True)
-class Roof:
-    """What the device of a rank does at most."""
-
-    flops: float
-    """FLOP/s"""
-    rate: float
-    """bytes/s from its memory"""
-
-
-def roof(words: str) -> Roof:
-    """ "400e12,1.8e12" as a roof. Raises `JobError`."""
-    try:
-        flops, rate = (float(word) for word in words.split(","))
-    except ValueError:
-        flops = rate = 0.0
-    if not (0 < flops < 1e24 and 0 < rate < 1e24):
-        raise JobError(f"--roof {words}: should be FLOP/s and bytes/s of a rank's device, as 400e12,1.8e12")
-    return Roof(flops, rate)
 
 
 @dataclass(frozen=True)
@@ -72,8 +52,8 @@ def points(run: Measured, spec: ModelSpec, moe: Moe) -> Points:
     return Points(added(tokens) / steps, added(work) / added(seconds), added(work) / added(read))
 
 
-def roofline(run: Measured, over: Roof | None) -> Block:
-    """Measured points, under the roof where that is known."""
+def roofline(run: Measured, hw: Hardware | None) -> Block:
+    """Measured points, under the roof of `hw` where that is given: what its device can do at most."""
     try:
         spec = model(run)
         dtype = at(run, "compute.dtype", "bfloat16")
@@ -91,12 +71,14 @@ def roofline(run: Measured, over: Roof | None) -> Block:
     columns: tuple[str, ...] = (">tokens a step", ">FLOPs a byte", ">reached")
     rows: list[tuple[str, ...]] = [(f"{t:,.0f}", f"{i:,.1f}", _flops(f))
                                    for t, i, f in zip(found.tokens, found.intensity, found.flops)]
-    if over is None:
-        says += " Without a picture: what the device can do is in no file; --roof FLOPS,BYTES tells it."
+    if hw is None:
+        says += " Without a picture: --hardware names a machine, and so what its devices can do."
         return Block(TITLE, says, Grid(columns, tuple(rows)))
+    over = hw.device
     limit = np.minimum(over.flops, over.rate * found.intensity)
     shares = 100 * found.flops / limit
-    says += f" That is {shares[best]:.0f} % of what {_flops(over.flops)} and {text.size(over.rate)}/s allow there."
+    says += (f" That is {shares[best]:.0f} % of what {_flops(over.flops)} and {text.size(over.rate)}/s, a "
+             f"device of {hw.name}, allow there.")
     rows = [(*row, f"{share:.0f} %") for row, share in zip(rows, shares)]
     return Block(TITLE, says, Grid((*columns, ">of the roof"), tuple(rows)),
                  Picture("roofline", f"Points under a roof, FLOP/s of a rank's experts by FLOPs a byte: at most "
@@ -104,7 +86,7 @@ def roofline(run: Measured, over: Roof | None) -> Block:
                          lambda figure: _draw(figure, found, over)))
 
 
-def _draw(figure: Any, found: Points, over: Roof) -> None:
+def _draw(figure: Any, found: Points, over: Device) -> None:
     axes = figure.subplots()
     ridge = over.flops / over.rate
     ends = np.array([min(found.intensity.min(), ridge) / 3, ridge, max(found.intensity.max(), ridge) * 3])

@@ -7,10 +7,10 @@ import numpy as np
 
 from hpcmoe import config, launch, launcher
 from hpcmoe.errors import CHECKPOINTED
-from hpcmoe.files import bias, h5, results
+from hpcmoe.files import bias, first, h5, results
 from hpcmoe.notice import Notice
 from hpcmoe.report import text
-from hpcmoe.report.show import print_bias, print_load, print_traffic, speed_line, was_scored
+from hpcmoe.report.show import print_bias, print_first, print_load, print_traffic, speed_line, was_scored
 
 
 def run(path: Path, overrides: tuple[str, ...], overwrite: bool, traced: bool) -> int:
@@ -63,11 +63,13 @@ def summary(output: Path) -> str:
         steps = results.steps(file, output)
         load = h5.take(file, "load", output)
         prompts = len(file["prompt"])
+        waited = first.take(file, output, prompts)
         biased = bias.take(file, len(load), output)
         slots, scored = int(file.attrs["experts_per_rank"]), was_scored(file, output)
     out = text.console()
     with out.capture() as page:
         out.print(f"{output}: {prompts} prompts, {speed_line(steps, scored)}")
+        print_first(out, waited)
         print_traffic(out, steps)
         if load.size and np.any(load):
             print_load(out, load, slots)

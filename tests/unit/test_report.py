@@ -13,6 +13,7 @@ from ran import put_run
 
 from hpcmoe.files import plan, results
 from hpcmoe.files.plan import Plan, Prediction, Weights
+from hpcmoe.predict import machine
 from hpcmoe.report import bins, expert_load, latency, measured, roofline
 from hpcmoe.report import report as verb
 from hpcmoe.slots import Placement
@@ -108,10 +109,12 @@ class TestMistakes:
         for output, word in ((path, "should end in .html"), (tmp_path / "there.report.html", "is not a folder")):
             assert_one_line(command(capsys, monkeypatch, "report", path, "-o", output), 2, word)
 
-    def test_a_roof_that_is_none(self, capsys, monkeypatch, tmp_path):
-        path = put_run(tmp_path / "out.h5")
-        for words in ("fast", "1e12", "1e12,-1", "nan,1", "1e12,1e9,3"):
-            assert_one_line(command(capsys, monkeypatch, "report", path, "--roof", words), 2, "FLOP/s and bytes/s")
+    def test_hardware_that_is_none(self, capsys, monkeypatch, tmp_path):
+        path, mine = put_run(tmp_path / "out.h5"), tmp_path / "mine.toml"
+        mine.write_text((machine.FOLDER / "h200.toml").read_text().replace("near_rate", "near_rat"))
+        for words, said in (("h100", "there is none of that name: take one of gh200"), ("", "none of that name"),
+                            (tmp_path / "no.toml", "does not exist"), (mine, "did you mean near_rate")):
+            assert_one_line(command(capsys, monkeypatch, "report", path, "--hardware", words), 2, said)
 
     @pytest.mark.parametrize("name, value", [("timings/wall", np.nan), ("timings/mean", -1.0), ("timings/max", np.inf),
                                              ("timings/tokens", -5), ("exchange/step/bytes", 2**62),
@@ -170,10 +173,15 @@ class TestRuns:
         """As the program writes it; its model is there, so the roofline is too."""
         job = job_files(tmp_path, 3, 5, rest='[generate]\nmax_new_tokens = 4\n[compute]\ndtype = "float32"\n')
         command(capsys, monkeypatch, "run", job)
-        page = report(tmp_path / "out.h5", "--roof", "1e11,1e10")
-        assert "Roofline of the experts: a rank's experts reached" in page and "% of what 100.0 GFLOP/s" in page
+        page = report(tmp_path / "out.h5", "--hardware", "h100-seed")
+        assert "Roofline of the experts: a rank's experts reached" in page and "% of what 400.0 TFLOP/s" in page
+        assert {"predicted", "predicted-steps"} <= set(quick) and "on h100-seed (-" in page
+        told, = [line.split() for line in page.splitlines() if line.startswith("bytes, own rank")]
+        assert abs(int(told[-2])) <= 2, "as many bytes as the engine counted"
         assert quick[-1] == "roofline" and "first-token" in quick
-        assert "Without a picture: what the device can do is in no file" in report(tmp_path / "out.h5", "--text")
+        plain = report(tmp_path / "out.h5", "--text")
+        assert "Without a picture: --hardware names a machine" in plain
+        assert "Predicted and measured: left out: nothing is predicted without --hardware" in plain
 
 
 class TestCompared:
@@ -306,8 +314,8 @@ def test_what_a_plan_expected(report, quick, tmp_path):
     plan.write(tmp_path / "plan.h5", Plan("m", 8, (none, order, order), np.zeros(4, np.int32), "linear", 0, "flat",
                                           "assumed", weights, said))
     page = report(put_run(tmp_path / "out.h5", job={"parallel": {"plan": str(tmp_path / "plan.h5")}}))
-    assert "a layer is off by 0 % (median), 0 % at most" in page and quick[-1] == "predicted"
-    told = page.split("Predicted and measured:")[1].split("\n\n")[0].splitlines()[2:]
+    assert "a layer is off by 0 % (median), 0 % at most" in page and quick[-1] == "planned"
+    told = page.split("Expected by the plan, and measured:")[1].split("\n\n")[0].splitlines()[2:]
     assert len(told) == 2 + 3 and all(line.rstrip().endswith(" 1.00") for line in told)
     other = report(put_run(tmp_path / "other.h5", ranks=2, job={"parallel": {"plan": str(tmp_path / "plan.h5")}}))
     assert "is of another model or other ranks by now" in other

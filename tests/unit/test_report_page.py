@@ -41,10 +41,11 @@ def page(folder, capsys, monkeypatch) -> Path:
     path = folder / "page.html"
     if not path.exists():
         spec = ModelSpec("m", 3, 16, 99, 9, Attention(2, 2, 8), Dense(8, 1), Moe(8, 2, 32))
-        job = {"model": str(spec_file(folder / "m.toml", spec)), "compute": {"dtype": "float32"}}
+        job = {"model": str(spec_file(folder / "m.toml", spec)), "compute": {"dtype": "float32"},
+               "prompts": "p.h5", "output": "o.h5"}
         runs = [put_run(folder / f"{ranks}.h5", ranks=ranks, job=job, seed=ranks, steps=400 // ranks)
                 for ranks in (2, 4)]
-        ended = command(capsys, monkeypatch, "report", *runs, "-o", path, "--roof", "1e9,1e8")
+        ended = command(capsys, monkeypatch, "report", *runs, "-o", path, "--hardware", "h100-ib")
         assert (ended.code, ended.err) == (0, ""), ended
     return path
 
@@ -61,7 +62,7 @@ class TestPage:
     def test_every_figure_is_drawn(self, tab, page):
         tab.open(page)
         count = len(list(page.with_suffix("").iterdir()))
-        assert count == 1 + 1 + 2 * 10  # stages beside each other, strong scaling, and ten of each run
+        assert count == 1 + 1 + 2 * 12  # stages beside each other, strong scaling, and twelve of each run
         assert tab.value(f"{IMAGES}.length") == count == tab.value("document.querySelectorAll('figure').length")
         assert tab.value(f"{IMAGES}.every(i => i.complete && i.naturalWidth > 800 && i.naturalHeight > 300)")
         # of each, how many pixels are not those of its corner: none is a blank sheet

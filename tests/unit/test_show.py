@@ -52,6 +52,15 @@ def results_file(path, count=3, said="said {}", experts=4):
 class TestLayouts:
     """What a person wants to know of each."""
 
+    def test_how_long_prompts_waited_for_their_first_tokens(self, show, tmp_path):
+        waits = enumerate((0.5, 2.0, 3.0, float("nan")))
+        answers = tuple(replace(answer(n, 1, 9), first=seconds) for n, seconds in waits)
+        parts.write(tmp_path / "o.h5", 0, 0, 0, Part(answers, np.zeros((1, 2), np.int64), (step_time(0),)), origin())
+        found = prompts.Prompts(np.zeros(4, np.int32), np.arange(5), tuple("abcd"))
+        results.pack(tmp_path / "o.h5", found, origin(), lambda tokens: "")
+        assert "half had it within 2.0 s, 99 % within 3.0 s, all within 3.0 s" in show(tmp_path / "o.h5")
+        assert "First token" not in show(results_file(tmp_path / "none.h5"))
+
     def test_a_model(self, show, tmp_path):
         page = show(model_file(tmp_path, text=True, dtype="bfloat16"))
         for word in (
