@@ -28,6 +28,8 @@ from hpcmoe.spec import ModelSpec
 from hpcmoe.traffic import Traffic
 from hpcmoe.types import Batch
 
+MOST_ROWS, MOST_PARTS = 1 << 17, 256
+"""Tokens of a rank, and micro-batches, of a step that is simulated, at most: files may come from anybody."""
 KINDS = 8
 """Sizes of steps that are simulated, of those with prompts and of those without; others count as the nearest."""
 
@@ -80,10 +82,8 @@ class Rerun:
 def rerun(run: Measured, hw: Hardware) -> Rerun:
     """The run's own job on `hw`. Raises `InputError` where the file does not tell enough, or names what is not there by
     now, `JobError` where its job cannot be."""
-    if run.shards > 1:
-        raise InputError(f"{run.path} was packed from {run.shards} shards, whose steps are those of other ranks each")
-    spec = model(run)
-    job = config.build(dict(run.job), (), run.path)
+    spec, job = model(run), config.build(dict(run.job), (), run.path)
+    _check(run, job)
     found, of, group = kinds(run.steps, run.scored), lengths(run), run.ranks // run.groups
     hw = replace(hw, device=replace(hw.device, value=array.DTYPES[job.compute.dtype].itemsize))
     given = _given(run, spec)
@@ -97,6 +97,18 @@ def rerun(run: Measured, hw: Hardware) -> Rerun:
         for one, part in share:
             _add(table, kind.rows, done[one], part, group)
     return Rerun(tuple(found), replace(table, max=table.mean), layout)
+
+
+def _check(run: Measured, job: Job) -> None:
+    """Raises `InputError` where the steps cannot be simulated."""
+    if run.shards > 1:
+        raise InputError(f"{run.path} was packed from {run.shards} shards, whose steps are those of other ranks each")
+    if len(run.hosts) != run.ranks:
+        raise InputError(f"{run.path} names {len(run.hosts)} hosts of {run.ranks} ranks")
+    rows, parts = int(run.steps.tokens.max(initial=0)) * run.groups // run.ranks, job.schedule.micro_batches
+    if rows > MOST_ROWS or parts > MOST_PARTS:
+        raise InputError(f"{run.path} has steps of {rows:,} tokens on a rank in up to {parts:,} micro-batches: more "
+                         f"than {MOST_ROWS:,} or {MOST_PARTS} are not simulated")
 
 
 def lengths(run: Measured) -> Lengths:

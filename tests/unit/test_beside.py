@@ -167,5 +167,20 @@ class TestLeftOut:
         damage(path, lambda file: file.attrs.modify("shards", 4))
         assert "was packed from 4 shards" in said(path)
 
+    def test_steps_that_nobody_can_have_run(self, said, tmp_path):
+        path = job_run(tmp_path)
+
+        def change(file: h5py.File) -> None:
+            for name in ("tokens", "chosen"):
+                file[f"timings/{name}"][0] = 1 << 40
+        damage(path, change)
+        assert "tokens on a rank" in said(path)
+        assert "micro-batches: more" in said(job_run(tmp_path, job={"schedule": {"micro_batches": 10**9}}))
+
+    def test_hosts_of_other_ranks(self, said, tmp_path):
+        path = job_run(tmp_path)
+        damage(path, lambda file: file.attrs.modify("ranks", 8))
+        assert "names 4 hosts of 8 ranks" in said(path)
+
     def test_no_steps(self, said, tmp_path):
         assert "left out: no step took any time" in said(job_run(tmp_path, steps=0))
