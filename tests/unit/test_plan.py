@@ -46,7 +46,8 @@ def results_file(output: Path, model: Path, ranks: int = RANKS, hosts: int = 2,
                  biased: bool = False) -> Path:
     """Results of a run of `MOE` on so many ranks, whose tokens went as `routing` says; `biased` as if by a bias."""
     went = routing(ranks)
-    job = f'model = {json.dumps(str(model))}\n[compute]\ndtype = "bfloat16"\n'
+    job = (f'model = {json.dumps(str(model))}\nprompts = "p.h5"\noutput = "out.h5"\n[compute]\n'
+           'dtype = "bfloat16"\n')
     told = replace(origin(ranks=ranks), job=job, hosts=tuple(f"n{rank * hosts // ranks}" for rank in range(ranks)))
     for rank in range(ranks):
         mine = went.rank == rank
