@@ -41,10 +41,13 @@ export PRTE_MCA_hwloc_default_binding_policy = none
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# All but the venvs of `wheels`, which leave most of a core idle each.
+ifndef BESIDE
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-mpi test-openmpi test-launch test-slurm test-long test-gpu bench-gpu bench-overlap \
-	bench-commit bench-shrink bench-topology bench-twohop bench-plan experiment validate-predict soak fuzz lint clean slurm \
-	browser again
+endif
+.PHONY: help wheels run test test-unit test-mpi test-openmpi test-launch test-slurm test-long test-gpu bench-gpu \
+	bench-overlap bench-commit bench-shrink bench-topology bench-twohop bench-plan experiment validate-predict soak \
+	fuzz lint clean slurm browser again
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## /{ sub("%", "N", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -73,9 +76,12 @@ build/demo/prompts.h5: inputs/prompts.jsonl $(MODEL)
 
 # ---- tests
 
-WHEELS = .venv/smollm2.gguf .venv-openmpi/smollm2.gguf
+WHEELS = .venv/smollm2.gguf .venv-openmpi/stamp
 
-test: $(WHEELS) slurm browser ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs, Slurm
+wheels:
+	@$(MAKE) --no-print-directory -j2 BESIDE=1 $(WHEELS)
+
+test: wheels slurm browser ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs, Slurm
 	@$(RUNNER) --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch --slurm $(ARGS)
 
 test-unit: .venv/smollm2.gguf browser ## tests in one process
@@ -84,16 +90,16 @@ test-unit: .venv/smollm2.gguf browser ## tests in one process
 test-mpi: .venv/smollm2.gguf ## MPI tests at 1, 2, 4 and 16 ranks
 	@$(RUNNER) --mpi mpich:1,2,4,16 $(ARGS)
 
-test-openmpi: $(WHEELS) ## MPI tests at 4 ranks of Open MPI
+test-openmpi: wheels ## MPI tests at 4 ranks of Open MPI
 	@$(RUNNER) --mpi openmpi:4 $(ARGS)
 
-test-launch: $(WHEELS) ## whole jobs, as users start them
+test-launch: wheels ## whole jobs, as users start them
 	@$(RUNNER) --launch $(ARGS)
 
 test-slurm: .venv/stamp .venv-openmpi/stamp slurm ## the job scripts in a real Slurm of four nodes on this machine; root
 	@.venv/bin/python -m pytest tests/slurm $(ARGS)
 
-test-long: $(WHEELS) ## the long tests, of every kind
+test-long: wheels ## the long tests, of every kind
 	@$(RUNNER) --slow --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch $(ARGS)
 
 test-%: .venv/smollm2.gguf $(VENV)/smollm2.gguf again ## MPI tests at N ranks
@@ -164,7 +170,8 @@ $(VENVS:=/stamp): setup.cfg pyproject.toml
 	    "hpcmoe: error: $(PYTHON) has no venv and ensurepip (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo "making $(@D) with hpcmoe and what it needs, once"
 	@$(PYTHON) -m venv $(if $(filter again,$?),--clear) $(@D)
-	@$(PIP) -e '.[$(EXTRAS)convert,text,test]'
+	@mkdir -p $(@D)/egg && printf '[egg_info]\negg_base = $(@D)/egg\n' > $(@D)/egg/setup.cfg
+	@DIST_EXTRA_CONFIG=$(@D)/egg/setup.cfg $(PIP) -e '.[$(EXTRAS)convert,text,test]'
 	@pwd -P > $@
 
 # Without its dependencies, which run models in another way: we want the file that it carries, and do not import it.

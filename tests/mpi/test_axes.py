@@ -59,6 +59,7 @@ def check(comm, folder: Path, family: str, cuts: tuple[int, int, int]) -> list[s
     return problems
 
 
+@pytest.mark.many_ranks("gpt_oss")
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss"])
 def test_all_axes_at_once(comm, folder, everywhere, family):
     everywhere(check(comm, folder, family, (2, 2, 1 if family == "olmoe" else 2)))

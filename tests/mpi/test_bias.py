@@ -42,10 +42,9 @@ def tokens(found: results.Results) -> list[list[int]]:
     return [answer.tokens.tolist() for answer in found.answers]
 
 
+@pytest.mark.many_ranks("sigmoid")
 @pytest.mark.parametrize("name", MODELS)
 def test_load_is_evened_and_what_it_costs_is_told(comm, shared_tmp, everywhere, name):
-    if comm.size > 4 and name == "softmax":
-        pytest.skip("takes long on many ranks, where sigmoid stands for it")
     plain = run(comm, shared_tmp, MODELS[name])
     still = run(comm, shared_tmp, MODELS[name], "balance.mode=bias", "balance.rate=0")
     steered = run(comm, shared_tmp, MODELS[name], "balance.mode=bias", "balance.rate=0.01")

@@ -51,7 +51,7 @@ def job(comm, folder: Path, output: str, *overrides: str, count: int = len(LENGT
     """A reproducible job, small enough to need chunks of prompts and refilled slots."""
     settings = (f"output='{folder / output}'", f"prompts='{folder / f'p{count}.h5'}'", "schedule.max_sequences=2",
                 "schedule.max_tokens=7", f"generate.max_new_tokens={NEW}", "compute.dtype=float32",
-                "compute.reproducible=true", "generate.temperature=1.0")
+                "compute.reproducible=true", "generate.temperature=1.0", "exchange.mode=alltoallv")
     return comm.bcast(config.load(folder / "job.toml", settings + overrides) if comm.rank == 0 else None)
 
 
@@ -69,12 +69,11 @@ def bits(made: config.Job) -> list[tuple]:
     return [(a.prompt, a.tokens.tobytes(), a.logprobs.tobytes(), a.stop) for a in results.answers(Path(made.output))]
 
 
+@pytest.mark.many_ranks("generate-1", "score-20")
 @pytest.mark.parametrize("count", [1, 3, len(LENGTHS)])
 @pytest.mark.parametrize("mode", ["generate", "score"])
 def test_the_output_has_the_same_bits_in_any_number_of_groups(comm, folder, everywhere, mode, count):
     """Fewer prompts than groups, too: then some have nothing to do."""
-    if comm.size > 4 and mode == "score" and count < len(LENGTHS):
-        pytest.skip("takes long on many ranks, where generating stands for it")
     found = []
     for data in groups(comm):
         made = job(comm, folder, f"same-{mode}-{count}-{data}.h5", f"mode={mode}", f"parallel.data={data}", count=count)
@@ -85,20 +84,21 @@ def test_the_output_has_the_same_bits_in_any_number_of_groups(comm, folder, ever
 
 
 WAYS = [("schedule.mode=overlapped", "exchange.mode=persistent"), ("exchange.mode=twohop", "parallel.ranks_per_node=2"),
-        ("balance.replan_every=2", "balance.exact=true"), ("balance.mode=replicas", "exchange.transport=staged")]
+        ("balance.replan_every=2", "balance.exact=true", "exchange.mode=auto"),
+        ("balance.mode=replicas", "exchange.transport=staged")]
 
 
+@pytest.mark.many_ranks(*map(" ".join, WAYS[1:3]))
 @pytest.mark.parametrize("way", WAYS, ids=" ".join)
 def test_ways_of_all_kinds_stay_within_a_group(comm, folder, everywhere, way):
-    if comm.size > 4 and way not in WAYS[1:3]:
-        pytest.skip("takes long on many ranks, where two hops and moving experts stand for it")
-    made = job(comm, folder, "plain.h5")
+    made = job(comm, folder, "plain-generate.h5")
     other = job(comm, folder, f"{'-'.join(way)}.h5", f"parallel.data={groups(comm)[-1]}", *way)
     run(made)
     run(other)
     everywhere(["other bits"] if comm.rank == 0 and bits(made) != bits(other) else [])
 
 
+@pytest.mark.many_ranks("expert_tensor")
 @pytest.mark.parametrize("tensor", ["expert_tensor", "attention_tensor"])
 def test_shards_and_teams_lie_within_a_group(comm, folder, everywhere, tensor):
     """Their answers have the bits of one group that is split as they are."""
@@ -111,10 +111,11 @@ def test_shards_and_teams_lie_within_a_group(comm, folder, everywhere, tensor):
     everywhere(["other bits"] if comm.rank == 0 and bits(found[0]) != bits(found[1]) else [])
 
 
+@pytest.mark.many_ranks("generate")
 @pytest.mark.parametrize("mode", ["generate", "score"])
 def test_a_job_goes_on_in_another_number_of_groups(comm, folder, everywhere, capfd, mode):
     """Told to end on the first rank, on the last one, and on one in the middle; then with other groups, or none."""
-    whole = job(comm, folder, f"undisturbed-{mode}.h5", f"mode={mode}")
+    whole = job(comm, folder, f"plain-{mode}.h5", f"mode={mode}")
     run(whole)
     ends, problems = [], []
     choices = groups(comm)
@@ -152,6 +153,7 @@ def by_group(output: Path, data: int) -> list[int]:
     return [found[group] for group in range(data)]
 
 
+@pytest.mark.many_ranks
 @pytest.mark.parametrize("late", ["first", "last"])
 def test_a_slow_group_answers_fewer_prompts(comm, folder, everywhere, monkeypatch, late):
     """The dealer's own, or another one."""
@@ -195,6 +197,7 @@ class Counted:
         return self._comm.Isend(buffer, to, tag)
 
 
+@pytest.mark.many_ranks("generate")
 @pytest.mark.parametrize("mode", ["generate", "score"])
 def test_the_dealer_has_no_more_messages_than_it_says(comm, folder, everywhere, monkeypatch, mode):
     seen, granted = [], []

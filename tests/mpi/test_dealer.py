@@ -21,7 +21,7 @@ from hpcmoe.files.prompts import Prompts
 from hpcmoe.notice import TOLD
 from hpcmoe.types import Begun
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.many_ranks]  # its ranks are threads
 
 
 class Network:
@@ -107,16 +107,17 @@ class Group:
         stock.leave(self.stopped)
 
 
-def play(prompts: int, begun: set[int], slots: list[int], slow: int, seed: int,
-         ends: tuple[int, int] = (0, -1)) -> tuple[list[Group], Dealer, Network]:
-    """All groups to their end; `ends` are the group that has notice to end, and before which step."""
+def play(prompts: int, begun: set[int], slots: list[int], slow: int, seed: int, ends: tuple[int, int] = (0, -1),
+         seconds: float = 0.004) -> tuple[list[Group], Dealer, Network]:
+    """All groups to their end; `ends` are the group that has notice to end, and before which step; `seconds` those of
+    a step of the slow group."""
     network = Network(seed)
     store = Prompts(np.zeros(prompts, np.int32), np.arange(prompts + 1), ("",) * prompts)
     left = [Begun(row, np.zeros(1, np.int32), np.zeros(1, np.float32)) for row in begun]
     names = {rank: f"rank {rank}" for rank in range(len(slots))}
     dealer = Dealer(Comm(network, 0), lambda: None, names, 300, in_turn(range(prompts), begun))
     sources = [dealer, *(Line(Comm(network, rank), lambda: None, names[0], 300) for rank in range(1, len(slots)))]
-    groups = [Group(n, slots[n], 0.004 if n == slow else 0.0005, ends[1] if n == ends[0] else -1,
+    groups = [Group(n, slots[n], seconds if n == slow else 0.0005, ends[1] if n == ends[0] else -1,
                     Stock(store, left, source)) for n, source in enumerate(sources)]
     threads = [threading.Thread(target=group.run) for group in groups]
     for thread in threads:
@@ -186,7 +187,7 @@ def test_who_says_nothing_is_asked_and_then_named():
 
 
 def test_a_quick_group_gets_more_than_a_slow_one_and_no_stock_is_left_for_the_end():
-    groups, _, _ = play(200, set(), [4, 4], 1, 3)
+    groups, _, _ = play(200, set(), [4, 4], 1, 3, seconds=0.04)
     assert len(groups[0].answered) > 2 * len(groups[1].answered)
-    groups, _, _ = play(200, set(), [4, 4], 0, 3)
+    groups, _, _ = play(200, set(), [4, 4], 0, 3, seconds=0.04)
     assert len(groups[1].answered) > 2 * len(groups[0].answered)

@@ -39,6 +39,7 @@ def tables(R: int) -> list[np.ndarray]:
             rng.integers(0, 9, (R, R)), rng.integers(0, 2, (R, R)) * 100, rng.integers(0, 3, (R, R))]
 
 
+@pytest.mark.many_ranks("alltoallv-device", "persistent-device", "auto-staged")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")
 def test_rows_arrive_whole_and_in_order(comm, everywhere, monkeypatch, way):
     """Above 64 kB a rung, persistent requests give way to exact counts; pieces are of a few rows."""

@@ -1,6 +1,7 @@
 """Whole jobs on real ranks, from prompts.h5 to results.h5, against the slow oracle."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -39,7 +40,8 @@ def job(folder: Path, name: str, output: str, *overrides: str) -> config.Job:
     """A job on the tiny model `name`, small enough to need chunks of prompts and refilled slots."""
     path = folder / "job.toml"
     settings = (f"model='{folder / name}.toml'", f"output='{folder / output}'", "schedule.max_sequences=2",
-                "schedule.max_tokens=7", f"generate.max_new_tokens={NEW}", "compute.dtype=float32")
+                "schedule.max_tokens=7", f"generate.max_new_tokens={NEW}", "compute.dtype=float32",
+                "exchange.mode=alltoallv")
     if not path.exists():
         path.write_text('model = "m"\nprompts = "prompts.h5"\noutput = "o"\n')
     return config.load(path, settings + overrides)
@@ -52,6 +54,7 @@ def run(comm, folder: Path, name: str, output: str, *overrides: str) -> tuple[co
     return chosen, life.run(world, chosen, overwrite=False)[0]
 
 
+@cache
 def wanted(folder: Path, name: str) -> list[list[int]]:
     """What the oracle answers to each prompt."""
     found = prompts.read(folder / "prompts.h5")
@@ -60,6 +63,7 @@ def wanted(folder: Path, name: str) -> list[list[int]]:
     return [reference.generate(model.spec, weights, found[i], NEW) for i in range(len(found))]
 
 
+@pytest.mark.many_ranks("tiny-1-1", "one expert-1-1", "sinks and biases-2-4")
 @pytest.mark.parametrize("name, shards, team", [
     ("tiny", 1, 1), ("all experts", 1, 1), ("one expert", 1, 1), ("no experts", 1, 1), ("latent", 1, 1),
     ("sinks and biases", 1, 1), ("tiny", 2, 1), ("no experts", 2, 2), ("latent", 1, 2), ("sinks and biases", 2, 4)])
@@ -67,7 +71,7 @@ def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name, sha
     if comm.size % shards or comm.size % team:
         pytest.skip(f"{comm.size} ranks are no groups of {shards}, or no teams of {team}")
     made, _ = run(comm, folder, name, f"{name}-{shards}-{team}.h5", f"parallel.expert_tensor={shards}",
-                  f"parallel.attention_tensor={team}")
+                  f"parallel.attention_tensor={team}", "exchange.mode=auto")
     problems = []
     if comm.rank == 0:
         got = results.answers(Path(made.output))
@@ -81,6 +85,7 @@ def test_the_answers_are_those_of_the_oracle(comm, folder, everywhere, name, sha
 WAYS = [("serial", "alltoallv"), ("serial", "persistent"), ("overlapped", "alltoallv"), ("overlapped", "persistent")]
 
 
+@pytest.mark.many_ranks("tiny")
 @pytest.mark.parametrize("name", ["tiny", "shared", "sigmoid groups", "no experts"])
 def test_schedules_and_modes_give_equal_bits(comm, folder, everywhere, name):
     """At one number of ranks and micro-batches: tokens, log-probabilities and loads."""
@@ -94,6 +99,7 @@ def test_schedules_and_modes_give_equal_bits(comm, folder, everywhere, name):
     everywhere([f"{way} differs from {WAYS[0]}" for way, got in zip(WAYS, found) if got != found[0]])
 
 
+@pytest.mark.many_ranks("tiny-float32", "latent-bfloat16")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["tiny", "attention extras", "sigmoid groups", "window", "latent"])
 def test_reproducible_jobs_have_equal_bits_at_any_number_of_ranks(comm, folder, everywhere, name, dtype):
@@ -140,12 +146,12 @@ def test_the_file_tells_what_happened(comm, folder, everywhere):
 
 
 def test_a_finished_job_is_left_alone(comm, folder, everywhere):
-    run(comm, folder, "tiny", "twice.h5")
-    before = (folder / "twice.h5").stat().st_mtime_ns
+    run(comm, folder, "tiny", "whole.h5")
+    before = (folder / "whole.h5").stat().st_mtime_ns
     launch.meet(comm)
-    _, end = run(comm, folder, "tiny", "twice.h5")
+    _, end = run(comm, folder, "tiny", "whole.h5")
     launch.meet(comm)
-    same = end is life.End.NOTHING_TO_DO and (folder / "twice.h5").stat().st_mtime_ns == before
+    same = end is life.End.NOTHING_TO_DO and (folder / "whole.h5").stat().st_mtime_ns == before
     everywhere([] if same else ["it ran again"])
 
 
@@ -174,6 +180,7 @@ def test_an_unfinished_job_goes_on_where_it_stopped(comm, folder, everywhere):
     everywhere(problems)
 
 
+@pytest.mark.many_ranks("generate")
 @pytest.mark.parametrize("mode", ["generate", "score"])
 def test_a_job_that_is_told_to_end_goes_on_and_comes_to_the_same_bits(comm, folder, everywhere, mode):
     """Again and again, on all ranks and then on rank 0 alone, in other steps and ways."""

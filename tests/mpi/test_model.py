@@ -21,6 +21,7 @@ def apart(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / want.std())
 
 
+@pytest.mark.many_ranks("tiny", "latent", "sinks and biases", "one expert", "no experts")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_prefill_and_decode_equal_the_oracle(comm, everywhere, name):
     """Every rank has a sequence of its own length, cut into pieces of 4, 1 and 1 and the rest; rank 1 has none."""
@@ -68,6 +69,7 @@ FAMILIES = ["mixtral", "mixtral_window", "qwen2_moe", "qwen3_moe", "olmoe", "see
             "glm4_moe_plain", "gpt_oss", "gpt_oss_mxfp4", "gpt_oss_yarn"]
 
 
+@pytest.mark.many_ranks("mixtral", "deepseek_v3", "gpt_oss")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float32_logits_equal_those_of_transformers(comm, everywhere, family):
     found, prompts = golden(family)
@@ -89,6 +91,7 @@ def off(logits: np.ndarray, found, i: int) -> float:
     return float(np.abs(logits - found[f"logits32_{i}"]).mean())
 
 
+@pytest.mark.many_ranks("mixtral", "deepseek_v3")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_logits_equal_those_of_transformers(comm, everywhere, family):
     """Bit for bit: at least 99.9 % in most prompts, and nowhere far off (in standard deviations).

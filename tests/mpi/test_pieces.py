@@ -33,6 +33,7 @@ def groups_of(comm, shards: int) -> None:
         pytest.skip(f"{comm.size} ranks are no groups of {shards}")
 
 
+@pytest.mark.many_ranks("mixtral-4", "deepseek_v3-2", "gpt_oss-4")
 @pytest.mark.parametrize("shards", [2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float32_logits_equal_those_of_transformers(comm, everywhere, family, shards):
@@ -47,6 +48,7 @@ def test_float32_logits_equal_those_of_transformers(comm, everywhere, family, sh
     everywhere(problems)
 
 
+@pytest.mark.many_ranks("mixtral")
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 def test_bfloat16_logits_equal_those_of_transformers(comm, everywhere, family):
     """As nearly as those of whole experts: each answer is rounded once, when its parts are together."""
@@ -62,14 +64,13 @@ def test_bfloat16_logits_equal_those_of_transformers(comm, everywhere, family):
                else [])
 
 
+@pytest.mark.many_ranks(*(f"{2 + 2 * (n % 2)}-{holders}-{way}" for n, (holders, way) in enumerate(zip(HOLDERS, WAYS))))
 @pytest.mark.parametrize("course", WAYS, ids=str)
 @pytest.mark.parametrize("holders", HOLDERS)
 @pytest.mark.parametrize("shards", [2, 4])
 def test_every_way_equals_the_oracle(comm, everywhere, shards, holders, course):
     """Prefill and decode, two micro-batches, uneven shards; rank 1 has no tokens."""
     groups_of(comm, shards)
-    if comm.size > 4 and HOLDERS.index(holders) != WAYS.index(course):
-        pytest.skip("takes long on many ranks")
     model = Drawn(UNEVEN, seed=3)
     tokens = np.random.default_rng(comm.rank).integers(0, UNEVEN.vocabulary, 0 if comm.rank == 1 else 7)
     with Rig(comm, model, course=course, micro_batches=2, holders=holders, shards=shards) as rig:
@@ -85,6 +86,7 @@ def test_every_way_equals_the_oracle(comm, everywhere, shards, holders, course):
     everywhere(problems)
 
 
+@pytest.mark.many_ranks("one expert")
 @pytest.mark.parametrize("name", ["all experts", "one expert", "sinks and biases"])
 def test_variants_equal_the_oracle(comm, everywhere, name):
     groups_of(comm, 2)
@@ -95,6 +97,7 @@ def test_variants_equal_the_oracle(comm, everywhere, name):
     everywhere([f"{far:.1e} apart"] if far > CLOSE else [])
 
 
+@pytest.mark.many_ranks("2-bfloat16", "4-float32")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shards", [2, 4])
 def test_bytes_are_those_of_the_formula(comm, everywhere, monkeypatch, dtype, shards):

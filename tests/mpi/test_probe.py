@@ -150,6 +150,7 @@ def test_auto_measures_where_there_is_no_probe(world, everywhere, job):
     everywhere([] if right else [f"{way}"])
 
 
+@pytest.mark.many_ranks
 def test_two_hops_are_probed_where_nodes_have_several_ranks(world, everywhere, job):
     """On nodes of two ranks; a run goes by that, and measures where it lies on another number of nodes."""
     code = page.run(job, ("parallel.ranks_per_node=2",), None)

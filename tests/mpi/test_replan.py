@@ -109,6 +109,7 @@ def test_answers_have_the_same_bits_while_experts_move(comm, shared_tmp, everywh
     everywhere(problems)
 
 
+@pytest.mark.many_ranks
 def test_shards_of_experts_move_together(comm, shared_tmp, everywhere):
     if comm.size % 2:
         pytest.skip(f"{comm.size} ranks are no pairs")

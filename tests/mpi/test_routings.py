@@ -23,10 +23,10 @@ pytestmark = pytest.mark.mpi
 CLOSE = 5e-5
 """Of the standard deviation of the logits."""
 MODEL = replace(TINY, dense=None, context=TINY.vocabulary)
-EVEN = "fewer experts than ranks"
-EXPERTS = {EVEN: (lambda R: max(1, R // 2), "replicated"),
-           "replicas with exactly equal parts": (lambda R: max(1, R // 2), "replicated exactly"),
-           "an expert per rank": (lambda R: R, "in order"),
+EXACT, OWN = "replicas with exactly equal parts", "an expert per rank"
+EXPERTS = {"fewer experts than ranks": (lambda R: max(1, R // 2), "replicated"),
+           EXACT: (lambda R: max(1, R // 2), "replicated exactly"),
+           OWN: (lambda R: R, "in order"),
            "more experts than ranks": (lambda R: 2 * R + 1, "shuffled")}
 """E, and who holds them: one of `rig.HOLDERS`"""
 WRECKS: list["Players"] = []
@@ -101,8 +101,6 @@ def _bits(outcome: Outcome) -> dict[str, bytes]:
 @pytest.fixture
 def players(comm, request, monkeypatch) -> Iterator[Players]:
     """For a number of experts that stands in some relation to that of the ranks. Staged pieces are of few rows."""
-    if comm.size > 4 and request.param == EVEN and "many" not in request.function.__name__:
-        pytest.skip("takes long on many ranks, where exactly equal parts stand for it: make test-long")
     monkeypatch.setattr(staged, "PIECE", comm.size * 6 * MODEL.hidden * 4)
     with ExitStack() as ends:
         alarm = Alarm(comm)
@@ -113,12 +111,13 @@ def players(comm, request, monkeypatch) -> Iterator[Players]:
         yield players
 
 
+@pytest.mark.many_ranks(EXACT, OWN)
 @pytest.mark.parametrize("players", EXPERTS, indirect=True)
 def test_every_course_gives_equal_bits(comm, players):
     """In float32, at a fixed number of ranks and micro-batches; and what the oracle gives along the same routes."""
     R, E = comm.size, players.model.spec.experts
     first = named(R, E)[2 if players.many and E != R else 0:]
-    conduct(comm, players.alarm, players.play, examples(R, E, players.parts), 2 if players.many else 8, first)
+    conduct(comm, players.alarm, players.play, examples(R, E, players.parts), 1 if players.many else 8, first)
 
 
 @pytest.mark.slow

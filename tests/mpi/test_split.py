@@ -33,6 +33,7 @@ def pieces(rig: Rig, tokens: np.ndarray):
     return [rig.forward(batch((2, a, tokens[a:b])) if len(tokens) else batch()) for a, b in cuts]
 
 
+@pytest.mark.many_ranks("tiny", "latent", "sinks and biases")
 @pytest.mark.parametrize("name", SPLIT)
 def test_prefill_and_decode_equal_the_oracle(comm, everywhere, name):
     model, problems = Drawn(VARIANTS[name], seed=3), []
@@ -46,6 +47,7 @@ def test_prefill_and_decode_equal_the_oracle(comm, everywhere, name):
     everywhere(problems)
 
 
+@pytest.mark.many_ranks("deepseek_v3", "gpt_oss")
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v2_lite", "deepseek_v3", "glm4_moe", "gpt_oss"])
 def test_logits_and_tokens_equal_those_of_transformers(comm, everywhere, family):
     found, prompts = golden(family)
@@ -68,6 +70,7 @@ def test_logits_and_tokens_equal_those_of_transformers(comm, everywhere, family)
     everywhere(problems)
 
 
+@pytest.mark.many_ranks(str(COURSES[2]), str(COURSES[-1]))
 @pytest.mark.parametrize("course", [COURSES[2], *COURSES[-3:]], ids=str)
 def test_bits_do_not_depend_on_how_rows_travel(comm, everywhere, course):
     """Two micro-batches, in which some ranks have nothing."""

@@ -50,6 +50,7 @@ def unequal(world, network) -> list[str]:
     return problems + ([] if len(set(seen)) == 1 else ["ranks disagree"])
 
 
+@pytest.mark.many_ranks("apart-True", "uneven-False")
 @pytest.mark.parametrize("every", [True, False])
 @pytest.mark.parametrize("how", ["one", "each", "apart", "uneven"])
 def test_all_links_are_measured(world, everywhere, monkeypatch, how, every):
@@ -58,6 +59,7 @@ def test_all_links_are_measured(world, everywhere, monkeypatch, how, every):
     everywhere(unequal(world, bench.measure(world)))
 
 
+@pytest.mark.many_ranks("uneven")
 @pytest.mark.parametrize("how", ["one", "each", "apart", "uneven"])
 def test_figures_are_those_of_their_pair_and_direction(world, everywhere, monkeypatch, how):
     """With planted ones; a rate is what those see to whom the bytes come."""

@@ -41,7 +41,8 @@ def folder(comm, shared_tmp) -> Path:
 
 def run(comm, folder: Path, output: str, *overrides: str, traced: bool = True) -> Path:
     """Runs the job on all ranks."""
-    settings = (f"output='{folder / output}'", "generate.max_new_tokens=4", "compute.dtype=float32", *overrides)
+    settings = (f"output='{folder / output}'", "generate.max_new_tokens=4", "compute.dtype=float32",
+                "exchange.mode=alltoallv", *overrides)
     world = launch.start()
     job = launch.on_root(world, lambda: config.load(folder / "job.toml", settings))
     world = launch.with_nodes(world, job.parallel.ranks_per_node)
@@ -55,9 +56,11 @@ def moved(output: Path, by: str = "layer") -> np.ndarray:
         return file[f"exchange/{by}/bytes"][:]
 
 
+@pytest.mark.many_ranks("overlapped")
 @pytest.mark.parametrize("schedule", ["serial", "overlapped"])
 def test_a_job_is_traced(comm, folder, everywhere, schedule):
-    output = run(comm, folder, f"{schedule}.h5", f"schedule.mode={schedule}", "schedule.micro_batches=2")
+    output = run(comm, folder, f"{schedule}.h5", f"schedule.mode={schedule}", "schedule.micro_batches=2",
+                 "exchange.mode=auto")
     problems = []
     if comm.rank == 0:
         trace = traces.read(beside(output))
@@ -118,8 +121,7 @@ def test_bytes_are_those_of_the_rows_of_the_load(comm, folder, everywhere):
 
 def test_bytes_are_told_by_node(comm, folder, everywhere):
     """The same job on one node, on pairs of ranks, and on a node for each rank."""
-    found = {ranks: run(comm, folder, f"nodes-of-{ranks}.h5", f"parallel.ranks_per_node={ranks}",
-                        "exchange.mode=alltoallv")
+    found = {ranks: run(comm, folder, f"nodes-of-{ranks}.h5", f"parallel.ranks_per_node={ranks}")
              for ranks in (max(comm.size, 3), 2, 1)}
     problems = []
     if comm.rank == 0:
@@ -131,6 +133,7 @@ def test_bytes_are_told_by_node(comm, folder, everywhere):
     everywhere(problems)
 
 
+@pytest.mark.many_ranks("overlapped")
 @pytest.mark.parametrize("schedule", ["serial", "overlapped"])
 def test_seconds_are_those_of_the_waits(comm, folder, everywhere, schedule):
     output = run(comm, folder, f"seconds-{schedule}.h5", f"schedule.mode={schedule}", traced=False)

@@ -47,6 +47,7 @@ def verdict(problems: list[str]) -> None:
         pytest.fail("\n".join(problems[:6]), pytrace=False)
 
 
+@pytest.mark.many_ranks("alltoallv-staged", "persistent-device")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")
 def test_two_hops_give_the_bits_of_one(comm, alarm, way):
     """Rows that are computed and their order, counts, answers, and the bytes that each rank counts."""
@@ -79,6 +80,7 @@ def test_two_hops_give_the_bits_of_one(comm, alarm, way):
     verdict(alarm.together(play))
 
 
+@pytest.mark.many_ranks("alltoallv-device-bfloat16", "auto-staged-float32")
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[5]], ids=lambda way: f"{way.mode}-{way.transport}")
 def test_sums_of_nodes_come_home(comm, alarm, way, dtype):
@@ -151,6 +153,7 @@ def beside(lane: Lane, number: int, presum: bool, placement: Placement, K: int, 
             problems.append(f"{nodes}, lane {number}, layer {layer}")
 
 
+@pytest.mark.many_ranks("persistent-staged", "auto-device")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")
 def test_lanes_beside_each_other_never_wait_for_each_other(comm, alarm, monkeypatch, way):
     """Three, of which one sums; ranks look at them in other orders. Staged pieces are many."""
@@ -237,6 +240,7 @@ class Kept:
         self._request.Free()
 
 
+@pytest.mark.many_ranks("alltoallv-device", "persistent-staged", "auto-staged")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.mode}-{way.transport}")
 def test_all_that_is_made_is_freed(comm, alarm, monkeypatch, way):
     """And what all ranks make together is not made where each comes by readiness."""

@@ -1,6 +1,7 @@
 """Other experts in a placement's slots: against brute force, plans made anew, and a load that drifts."""
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def filled(rows: np.ndarray, ranks: int, capacity: int) -> Placement:
     return ordered(ranks, pack((rows / copies)[expert], expert, ranks, capacity), expert)
 
 
+@cache
 def windows(experts: int, top_k: int, seed: int, count: int = 30, tokens: int = 1 << 14) -> np.ndarray:
     """`[count, E]`: rows of the windows of a trace that drifts from one Zipf order to another."""
     draw = np.random.default_rng(seed)

@@ -60,13 +60,24 @@ def test_a_second_job_is_refused_at_once_and_changes_nothing(output):
         held.check()
 
 
-def test_a_holder_that_is_known_to_be_dead_is_succeeded_at_once(output):
+@pytest.fixture
+def patient(monkeypatch):
+    """A heart that stands still is respected for so long that a busy machine does not matter."""
+    monkeypatch.setattr(lock, "STALE", 60.0)
+
+
+def at_once(output: Path, *known) -> bool:
+    """Whether the lock was taken without a look at its heart."""
+    begin = time.monotonic()
+    with lock.taken(output, *known) as held:
+        held.check()
+    return time.monotonic() - begin < 30
+
+
+def test_a_holder_that_is_known_to_be_dead_is_succeeded_at_once(output, patient):
     """Its own job tells, from another host."""
     leave(output, system="elsewhere", host="elsewhere")
-    begin = time.monotonic()
-    with lock.taken(output, lock.Held(lock.beside(output), "old")) as held:
-        held.check()
-        assert time.monotonic() - begin < 0.5
+    assert at_once(output, lock.Held(lock.beside(output), "old"))
 
 
 def test_another_holder_is_not(output):
@@ -92,15 +103,17 @@ def test_a_number_that_another_process_has_now_holds_nothing(output):
 
 def test_on_another_host_a_heart_that_beats_is_respected(output):
     leave(output, system="another host", started=1)
-    code = (f"import time, os\nfor n in range(40):\n    os.utime({str(lock.beside(output))!r})\n    time.sleep(0.1)")
-    heart = subprocess.Popen([sys.executable, "-c", code])
+    code = (f"import time, os\nwhile True:\n    os.utime({str(lock.beside(output))!r})\n    print(flush=True)\n"
+            "    time.sleep(0.1)")
+    heart = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    heart.stdout.readline()  # it beats
     with pytest.raises(JobError, match="in use by"), lock.taken(output):
         pass
     heart.kill()
-    heart.wait()
+    heart.communicate()
 
 
-def test_on_another_host_one_that_stands_still_is_not(output):
+def test_on_another_host_one_that_stands_still_is_not(output, monkeypatch):
     leave(output, system="another host")
     begin = time.monotonic()
     with lock.taken(output) as held:
@@ -109,10 +122,8 @@ def test_on_another_host_one_that_stands_still_is_not(output):
     leave(output, system="another host")
     old = time.time() - 100
     os.utime(lock.beside(output), (old, old))
-    begin = time.monotonic()
-    with lock.taken(output) as held:
-        held.check()
-    assert time.monotonic() - begin < 0.7, "it had it before"
+    monkeypatch.setattr(lock, "STALE", 60.0)
+    assert at_once(output), "it had it before"
 
 
 def test_clocks_of_hosts_that_differ_do_not_matter(output, monkeypatch):
@@ -124,14 +135,11 @@ def test_clocks_of_hosts_that_differ_do_not_matter(output, monkeypatch):
         assert time.monotonic() - begin > 0.7
 
 
-def test_a_job_that_was_started_again_elsewhere_goes_on_at_once(output, monkeypatch):
+def test_a_job_that_was_started_again_elsewhere_goes_on_at_once(output, monkeypatch, patient):
     leave(output, system="another host", job="77", restarts="0")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    begin = time.monotonic()
-    with lock.taken(output) as held:
-        held.check()
-    assert time.monotonic() - begin < 0.7
+    assert at_once(output)
 
 
 def test_a_lock_that_says_nothing_goes_by_its_heart(output):
@@ -202,13 +210,13 @@ def test_of_many_that_race_for_it_one_gets_it(output, before, links):
     code = ("import sys, os, time\nfrom pathlib import Path\nfrom hpcmoe.errors import JobError\n"
             "from hpcmoe.files import lock\nlock.LOOK = 0.01\n"
             + ("" if links else "def no(*two):\n    raise PermissionError(1, 'no links')\nos.link = no\n") +
-            "while not Path(sys.argv[2]).exists(): pass\n"
+            "print('here', flush=True)\nwhile not Path(sys.argv[2]).exists(): pass\n"
             "try:\n    with lock.taken(Path(sys.argv[1])) as held:\n        time.sleep(1.5)\n        held.check()\n"
             "        print('got it')\n"
             "except JobError as error:\n    print(error)\n")
     racers = [subprocess.Popen([sys.executable, "-c", code, str(output), str(output.with_name("go"))], cwd=ROOT,
                                stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    time.sleep(0.7)
+    assert [racer.stdout.readline() for racer in racers] == ["here\n"] * 4
     output.with_name("go").touch()
     said = [racer.communicate(timeout=60)[0].strip() for racer in racers]
     assert said.count("got it") == 1 and sum("in use by" in words for words in said) == 3, said

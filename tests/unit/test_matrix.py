@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matrix
 import pytest
 import verdict
 
@@ -82,6 +83,19 @@ if os.environ.get("PMI_RANK", os.environ.get("PMIX_RANK")) == "1":
         pass
 """
 
+
+CASES = """
+import pytest
+
+@pytest.mark.many_ranks("b")
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_cases(name):
+    pass
+
+@pytest.mark.many_ranks
+def test_few():
+    pass
+"""
 
 MEETS = """
 import time
@@ -168,6 +182,15 @@ class TestOneProcess:
         assert row(ended, "unit", "-", "1") == ["1", "0", "0"]
         assert row(ended, "launch", "-", "1") == ["0", "0", "0"]
         assert ended.returncode == 0
+
+    def test_on_many_ranks_cases_are_slow_that_are_not_named(self, suite):
+        (suite / "unit" / "test_cases.py").write_text(CASES)
+        assert last_line(run(suite, "--unit", PMI_SIZE="4")) == "4 passed, 0 failed, 0 skipped"
+        assert last_line(run(suite, "--unit", PMI_SIZE="5")) == "1 passed, 0 failed, 0 skipped"
+        assert last_line(run(suite, "--unit", "--slow", PMI_SIZE="5")) == "3 passed, 0 failed, 0 skipped"
+        (suite / "unit" / "test_cases.py").write_text(CASES.replace('ranks("b")', 'ranks("b", "d")'))
+        ended = run(suite, "--unit", PMI_SIZE="5")
+        assert ended.returncode == 1 and "many_ranks names cases that are none" in ended.stderr, ended.stderr
 
     def test_nothing_is_not_success(self, suite):
         ended = run(suite, "--unit")
@@ -256,6 +279,16 @@ def test_a_wrong_option_is_named(suite):
     ended = run(suite, "--mpi", "mpich:many")
     assert "--mpi mpich:many: should be MPI:RANKS" in ended.stderr
     assert ended.returncode == 1
+
+
+@pytest.mark.parametrize(("slow", "wanted"), [
+    ((), [[["unit"], ["launch"], ["mpich-1", "slurm"]], [["mpich-2"]], [["openmpi-4"]], [["large"]]]),
+    (("--slow",), [[["unit"], ["mpich-1", "slurm"]], [["mpich-2"]], [["openmpi-4"]], [["launch"]]])])
+def test_what_runs_beside_what(monkeypatch, slow, wanted):
+    words = ("--unit", "--mpi", "mpich:1,2", "--mpi", "openmpi:4", "--launch", "--slurm", *slow)
+    monkeypatch.setattr(sys, "argv", ["matrix.py", *words])
+    lanes = matrix.side_by_side(matrix.plan(*matrix.options()), bool(slow))
+    assert [[[run.name for run in lane] for lane in some] for some in lanes] == wanted
 
 
 def test_ranks_in_few_words():
