@@ -117,8 +117,7 @@ def test_a_job_goes_on_in_another_number_of_groups(comm, folder, everywhere, cap
     """Told to end on the first rank, on the last one, and on one in the middle; then with other groups, or none."""
     whole = job(comm, folder, f"plain-{mode}.h5", f"mode={mode}")
     run(whole)
-    ends, problems = [], []
-    choices = groups(comm)
+    ends, problems, choices = [], [], groups(comm)
     for turn, who in enumerate((0, comm.size - 1, comm.size // 2)):
         again = job(comm, folder, f"disturbed-{mode}.h5", f"mode={mode}",
                     f"parallel.data={choices[(turn + 2) % len(choices)]}", f"schedule.max_sequences={1 + turn % 2}")
