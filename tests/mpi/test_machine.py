@@ -35,6 +35,7 @@ def made(shape: Shape, ranks: int) -> Measured:
     return Measured(shape, step.seconds, step.stages, chosen)
 
 
+@pytest.mark.many_ranks  # every rank does the same
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_what_made_the_times_is_found_again(comm, everywhere, ranks):
     found = fit.fit([made(shape, ranks) for shape in bench.HOST], TABLE, ranks, 4, "found", 4)
