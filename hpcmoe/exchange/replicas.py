@@ -24,11 +24,12 @@ class Near:
 def near(placement: Placement, nodes: Sequence[int], me: int) -> Near:
     """What rank `me` or its group has itself, then its node, then others; `nodes` `[R]` as in `launch.World`.
 
-    Among equals each rank begins with another one, so that the odd rows of many ranks do not meet.
+    Among equals each rank or group begins with another one, so that the odd rows of many do not meet.
     """
     slots, node, C = placement.slots, np.asarray(nodes), placement.slots.shape[1]
-    rank, me = placement.rank[slots], me - me % placement.shards
-    turn = (np.arange(C) - me) % placement.copies[:, None].clip(1)
+    rank, group = placement.rank[slots], me // placement.shards
+    me = group * placement.shards
+    turn = (np.arange(C) - group) % placement.copies[:, None].clip(1)
     far = np.where(slots < 0, 3, np.where(rank == me, 0, np.where(node[rank] == node[me], 1, 2)))
     order = np.argsort(far * C + turn, axis=1, kind="stable")
     return Near(order, np.take_along_axis(slots, order, axis=1))

@@ -143,21 +143,22 @@ def shares(placement: Placement, at: Nodes) -> Shares:
 
 
 def _turns(placement: Placement, at: Nodes, copies: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """As in `Shares`. Where no replica is near, a rank's first one goes by its number; then what is otherwise on nodes
-    that have some is put right."""
+    """As in `Shares`. Where no replica is near, a rank's first one goes by its group's number; then what is otherwise
+    on nodes that have some is put right."""
     slots, C, t = placement.slots, placement.slots.shape[1], placement.shards
-    heads, k = np.arange(at.ranks) // t * t, np.arange(C)
+    group, k = np.arange(at.ranks) // t, np.arange(C)
     found = np.zeros((3, len(placement.rank), C), np.int32)
-    begins = np.stack([np.bincount(heads % c, minlength=C) for c in range(1, C + 1)])  # [c - 1, first column]
+    begins = np.stack([np.bincount(group % c, minlength=C) for c in range(1, C + 1)])  # [c - 1, first column]
     each = begins[copies[:, None] - 1, (column[:, None] - k) % copies[:, None]]
     found[FAR] = np.where(k < copies[:, None], each, 0)
     pair = np.unique(at.node[placement.rank] * len(slots) + placement.expert)
     node, expert = np.divmod(pair, len(slots))
     member = np.searchsorted(at.node, node)[:, None] + np.arange(int(at.size.max()))
     inside = member < np.searchsorted(at.node, node, side="right")[:, None]  # [P, n]
-    head = heads[np.minimum(member, at.ranks - 1)][..., None]
+    mine = group[np.minimum(member, at.ranks - 1)][..., None]
+    head = mine * t
     there, c = slots[expert][:, None], np.bincount(placement.expert, minlength=len(slots))[expert][:, None, None]
-    rank, turn = placement.rank[there], (k - head) % c
+    rank, turn = placement.rank[there], (k - mine) % c
     where = np.where(there < 0, 3, np.where(rank == head, OWN, np.where(at.node[rank] == at.node[head], NEAR, FAR)))
     nth = np.argsort(np.argsort(where * C + turn, axis=2, kind="stable"), axis=2)
     valid = inside[..., None] & (there >= 0)

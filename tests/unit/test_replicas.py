@@ -1,6 +1,7 @@
 """Which replica rows go to, against the definition and an exact flow."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_route import nodes_of, placements
@@ -43,14 +44,15 @@ def test_rows_are_shared_evenly_and_the_nearest_take_the_odd_ones(placement, dat
         assert sum(got) == counts[e] and got == sorted(got, reverse=True) and got[0] - got[-1] <= 1
 
 
-def test_odd_rows_of_many_ranks_do_not_meet():
-    """Each of 12 ranks has one row for an expert with three replicas on other nodes: four for each."""
-    placement = Placement(15, np.array([12, 13, 14], np.int32), np.zeros(3, np.int32))
-    nodes = (*range(12), 12, 12, 12)
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_odd_rows_of_many_ranks_do_not_meet(shards):
+    """Each of 12 ranks, or groups, has one row for an expert with three replicas on other nodes: four for each."""
+    placement = Placement(15, np.array([12, 13, 14], np.int32), np.zeros(3, np.int32)).cut(shards)
+    nodes = np.repeat((*range(12), 12, 12, 12), shards).tolist()
     shares = even(np.array([1]), placement)
     rows = sum(np.bincount(spread(np.zeros((1, 1), np.int32), near(placement, nodes, me), shares)[0], minlength=3)
-               for me in range(12))
-    assert rows.tolist() == [4, 4, 4]
+               for me in range(12 * shards))
+    assert rows.tolist() == [4 * shards] * 3
 
 
 def test_without_replicas_there_is_one_way():
