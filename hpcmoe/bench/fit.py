@@ -96,7 +96,7 @@ def _stages(found: Sequence[Measured], idle: Hardware, ranks: int) -> dict[str, 
     moved = taken(replace(plain, device=replace(plain.device, rate=1.0)))
     in_products = taken(replace(idle, device=replace(endless, products=weights)))
     columns = {"byte": moved - in_products}
-    columns |= {name: taken(replace(plain, overhead=replace(Overhead(), **{name: 1.0})))
+    columns |= {name: taken(replace(plain, overhead=Overhead(**{name: 1.0})))
                 for name in (*COMPUTED, "span", "score")}
     measured = np.array([[one.stages[STAGES.index(stage)] for stage in COMPUTED] for one in found])
     rest = measured - taken(replace(idle, device=endless))

@@ -137,11 +137,11 @@ def page(out: Console, source: Source, hw: Hardware, found: Sequence[Prediction]
                      f"{spent / predicting.per_node(one.speed.layout, hw):,.2f}")
     out.print("Bytes that a rank sends in a step of one token for each sequence; hours for a million new tokens")
     out.print(grid)
-    _stages(out, hw, found)
+    _stages(out, found)
     _verdicts(out, model, found)
 
 
-def _stages(out: Console, hw: Hardware, found: Sequence[Prediction]) -> None:
+def _stages(out: Console, found: Sequence[Prediction]) -> None:
     every = [{stage: f"{text.seconds(seconds)} {bound}" for stage, seconds, bound in
               predicting.bounds(one.speed)} for one in found]
     grid = text.table("stage", *(f">{one.speed.layout.ranks:,} ranks" for one in found))
