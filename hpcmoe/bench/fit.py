@@ -1,10 +1,10 @@
 """`bench machine`: hardware, as `hpcmoe predict` takes it, that takes as long as this machine's ranks do.
 
-Products are measured by themselves. What else a stage takes is a sum, t = t of its products + bytes / r + n o + …, of
-the bytes around them, of how often it is begun, of sequences and of scores: a step that is simulated with one of the
-unknowns at 1 and all others at 0 tells what that one is multiplied by. They are fitted to the measured stages of all
-shapes at once by least squares of parts of a step, none below 0. Links, and what turns cost, come last: those with
-which whole steps take as long, waits for other ranks included.
+Products are measured by themselves. What else a CPU's stage takes is a sum, t = t of its products + bytes / r + n o +
+…, of the bytes around them, of how often it is begun, of sequences and of scores: a step that is simulated with one of
+the unknowns at 1 and all others at 0 tells what that one is multiplied by. They are fitted to the measured stages of
+all shapes at once by least squares of parts of a step, none below 0; those of a GPU are looked for (`launches`). Links,
+and what turns cost, come last: those with which whole steps take as long, waits for other ranks included.
 """
 
 import os
@@ -14,20 +14,16 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from hpcmoe import gpu
-from hpcmoe.bench import machine, products
+from hpcmoe.bench import machine, products, solve
+from hpcmoe.bench.launches import with_launches
 from hpcmoe.bench.machine import Measured, Shape
-from hpcmoe.config import Schedule
+from hpcmoe.bench.solve import ENDLESS, nonnegative, simulated, solved
 from hpcmoe.launch import World
-from hpcmoe.predict.demand import Demand
-from hpcmoe.predict.layout import Layout, bare
 from hpcmoe.predict.machine import Device, Hardware, Links, Overhead, Products
-from hpcmoe.predict.simulate import Given, Step, simulate
 from hpcmoe.types import STAGES
 
 COMPUTED = tuple(stage for stage in STAGES if stage != "exchange")
-ENDLESS = 1e30
-"""A rate at which nothing takes any time."""
-TIMES = 4
+TIMES, CACHED = 4, 1.25
 """Times that whole steps are simulated anew with what was found."""
 LINKS, TURNS = np.array([1e-6, 1e-11]), np.array([1e-6, 1e-3])
 """What is a little of the values of `_with_links` and `_with_turns`."""
@@ -52,32 +48,45 @@ def _room(world: World) -> float:
     return float(min(world.comm.allgather(whole // where.count(where[world.rank]))))
 
 
-def simulated(measured: Measured, hw: Hardware, ranks: int) -> Step:
-    """The same step, predicted."""
-    shape, spec = measured.shape, measured.shape.model(ranks)
-    assert spec.moe
-    sample = np.argsort(-measured.chosen[:1], axis=1)[:, :spec.moe.top_k].astype(np.int64)
-    way = Schedule("overlapped" if shape.micro_batches > 1 else "serial", shape.micro_batches)
-    given = Given(Demand(measured.chosen, sample), even=True)
-    return simulate(spec, hw, Layout(ranks, bare(schedule=way)), given, [shape.batch]).steps[0]
-
-
 def fit(found: Sequence[Measured], table: Products, ranks: int, ranks_per_node: int, name: str,
         value: int) -> Hardware:
     """For weights and values of so many bytes; `table` as `bench.products` measures it."""
     rows, values = np.meshgrid(np.array(table.rows, float), np.array(table.values, float), indexing="ij")
     taken = np.array(table.seconds).reshape(rows.shape)
     rate, flops = float((value * values / taken).max()), float((2 * rows * values / taken).max())
-    device = Device(flops, rate, ENDLESS, weight=value, value=value, products=table)
-    idle = Hardware(name, device, Links(ranks_per_node, ENDLESS, ENDLESS), Overhead())
+    idle = Hardware(name, Device(flops, rate, ENDLESS, weight=value, value=value, products=table),
+                    Links(ranks_per_node, ENDLESS, ENDLESS), Overhead())
+    return (_on_cpu if value == 4 else _on_gpu)(found, idle, ranks)
+
+
+def _on_cpu(found: Sequence[Measured], idle: Hardware, ranks: int) -> Hardware:
+    """Its main thread looks after exchanges on the same core, so that turns cost the arithmetic."""
     serial, in_turns = ([one for one in found if (one.shape.micro_batches > 1) is several] for several in (False, True))
     stages = _stages(serial, idle, ranks)
-    share = 1 / (stages.pop("byte") * rate) if stages["byte"] else 1.0
-    known = replace(idle, device=replace(device, rate=rate * max(1.0, share), rate_share=min(1.0, share)),
-                    overhead=Overhead(**stages, host=_host(serial, idle, ranks)))
+    byte, rate = stages.pop("byte"), idle.device.rate
+    share = 1 / (byte * rate) if byte else 1.0
+    device = replace(idle.device, rate=rate * max(1.0, share), rate_share=min(1.0, share))
+    known = replace(idle, device=device, overhead=Overhead(**stages, host=_host(serial, idle, ranks)))
     if ranks > 1:
         known = _whole(serial, ranks, LINKS, lambda values: _with_links(known, values))
     return _whole(in_turns, ranks, TURNS, lambda values: _with_turns(known, values)) if in_turns else known
+
+
+def _on_gpu(found: Sequence[Measured], idle: Hardware, ranks: int) -> Hardware:
+    """Its products are those of all ranks at once: one that is alone on the GPU has all of it. What an exchange takes
+    of the main thread shows in turns only, and what it takes in all without them: they are fitted together."""
+    device, n = idle.device, ranks
+    whole = replace(device, rate=device.rate * n * CACHED, flops=device.flops * n, shared_by=n,
+                    rate_share=1 / (n * CACHED), flops_share=1 / n)
+    serial = [one for one in found if one.shape.micro_batches == 1]
+    known = with_launches(serial, replace(idle, device=whole), ranks)
+    if ranks == 1:
+        return known
+
+    def with_posts(values: np.ndarray) -> Hardware:
+        found = _with_links(known, values[:2])
+        return replace(found, overhead=replace(found.overhead, exchange=float(values[2])))
+    return _whole(found, ranks, np.append(LINKS, LINKS[0]), with_posts)
 
 
 def _stages(found: Sequence[Measured], idle: Hardware, ranks: int) -> dict[str, float]:
@@ -131,35 +140,9 @@ def _with_turns(known: Hardware, values: np.ndarray) -> Hardware:
 
 def _whole(found: Sequence[Measured], ranks: int, little: np.ndarray,
            made: Callable[[np.ndarray], Hardware]) -> Hardware:
-    """The machine, of values `[m]`, with which whole steps take as long as they did, waits for other ranks included.
-
-    Steps grow by about as much for each bit of a value: they are simulated with a little more of each, and all are set
-    by least squares of parts of a step, some times over.
-    """
-    seconds, at = np.array([one.seconds for one in found]), little
-
-    def taken(values: np.ndarray) -> np.ndarray:
-        hw = made(values)
-        return np.array([simulated(one, hw, ranks).seconds for one in found])
-    for _ in range(TIMES):
-        base = taken(at)
-        grows = np.stack([(taken(at + step) - base) / step[n] for n, step in enumerate(np.diag(little))], axis=1)
-        at = nonnegative(grows / seconds[:, None], 1 - (base - grows @ at) / seconds)
-    return made(at)
-
-
-def nonnegative(columns: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Least squares of `columns @ x - wanted`, `[n, m]` and `[n]`, no x below 0: those that would be are left out."""
-    kept = [n for n in range(columns.shape[1]) if columns[:, n].any()]
-    out = np.zeros(columns.shape[1])
-    while kept:
-        scale = np.linalg.norm(columns[:, kept], axis=0)
-        x = np.linalg.lstsq(columns[:, kept] / scale, wanted, rcond=None)[0] / scale
-        if (x >= 0).all():
-            out[kept] = x
-            break
-        kept.pop(int(np.argmin(x * scale)))
-    return out
+    """The machine, of values `[m]`, with which whole steps take as long as they did, waits for other ranks included."""
+    return made(solved(lambda values: solve.seconds(found, made(values), ranks), np.ones(len(found)), little, little,
+                       TIMES))
 
 
 def rounded(hw: Hardware) -> dict:

@@ -26,6 +26,8 @@ from hpcmoe.types import Batch
 ROUNDS, STEPS = 8, 5
 """Rounds in which all shapes take turns, so that a busy machine slows all alike; and steps of a shape in each, behind
 one that does not count."""
+BEFORE = 1024
+"""Tokens of a step that computes what others are behind of."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,21 @@ class Shape:
         return batch_of(self.model(1), [(self.rows, self.cached)] * self.sequences)
 
 
-HOST = (Shape(512, 2048, 3, 1, 2, 8, 48), Shape(768, 1536, 4, 1, 1, 6, 64), Shape(1024, 1024, 3, 2, 2, 2, 32),
-        Shape(1024, 2048, 3, 1, 1, 16, 64), Shape(1024, 512, 4, 1, 2, 8, 160), Shape(1280, 1280, 2, 1, 1, 4, 32),
-        Shape(768, 768, 3, 2, 2, 12, 96), Shape(1536, 1024, 2, 1, 2, 1, 100), Shape(768, 1024, 3, 1, 2, 24, 48),
-        Shape(512, 1536, 3, 2, 1, 2, 0, 192), Shape(1024, 1024, 3, 1, 2, 2, 0, 128),
-        Shape(768, 1024, 3, 1, 2, 3, 0, 64), Shape(512, 1024, 4, 1, 2, 2, 64), Shape(768, 2048, 3, 1, 1, 4, 40),
-        Shape(1024, 1024, 3, 1, 2, 12, 64, 1, 2), Shape(768, 768, 3, 2, 2, 24, 96, 1, 2),
-        Shape(512, 1536, 3, 1, 2, 2, 0, 192, 2))
-DEVICE = (Shape(2048, 1024, 4, 1, 2, 16, 256), Shape(4096, 2048, 3, 1, 2, 64, 512),
-          Shape(7168, 2048, 2, 1, 2, 32, 1024), Shape(5120, 2048, 2, 2, 2, 128, 256),
-          Shape(3072, 1536, 4, 1, 1, 8, 128), Shape(5120, 1536, 2, 1, 2, 256, 128),
-          Shape(2048, 2048, 4, 1, 2, 2, 1024), Shape(4096, 1024, 2, 2, 2, 1, 64),
-          Shape(4096, 2048, 3, 1, 2, 4, 0, 512), Shape(7168, 2048, 2, 1, 2, 1, 0, 1024),
-          Shape(2048, 1024, 4, 2, 1, 8, 0, 256), Shape(4096, 2048, 3, 1, 2, 128, 256, 1, 2),
-          Shape(5120, 2048, 2, 2, 2, 64, 512, 1, 2), Shape(2048, 1536, 4, 1, 2, 4, 0, 512, 2))
+HOST = (Shape(512, 2048, 2, 1, 2, 8, 48), Shape(768, 1536, 2, 1, 1, 6, 64), Shape(1024, 1024, 1, 2, 2, 2, 32),
+        Shape(1024, 2048, 2, 1, 1, 16, 64), Shape(1024, 512, 3, 1, 2, 8, 160), Shape(1280, 1280, 1, 1, 1, 4, 32),
+        Shape(768, 768, 2, 2, 2, 12, 96), Shape(1536, 1024, 1, 1, 2, 1, 100), Shape(768, 1024, 2, 1, 2, 24, 48),
+        Shape(512, 1536, 2, 2, 1, 2, 0, 192), Shape(1024, 1024, 2, 1, 2, 2, 0, 128),
+        Shape(768, 1024, 2, 1, 2, 3, 0, 64), Shape(512, 1024, 3, 1, 2, 2, 64), Shape(768, 2048, 2, 1, 1, 4, 40),
+        Shape(1024, 1024, 2, 1, 2, 12, 64, 1, 2), Shape(768, 768, 2, 2, 2, 24, 96, 1, 2),
+        Shape(512, 1536, 2, 1, 2, 2, 0, 192, 2))
+DEVICE = (Shape(2048, 1024, 4, 1, 2, 16, 256), Shape(4096, 2048, 2, 1, 2, 48, 120),
+          Shape(7168, 2048, 1, 1, 2, 8, 250), Shape(3072, 2048, 2, 2, 2, 120, 120),
+          Shape(3072, 1536, 3, 1, 1, 8, 120), Shape(2560, 1536, 2, 1, 2, 200, 60),
+          Shape(2048, 2048, 4, 1, 2, 2, 1000), Shape(4096, 1024, 2, 2, 2, 1, 60),
+          Shape(4096, 2048, 2, 1, 2, 4, 0, 500), Shape(5120, 2048, 1, 1, 2, 1, 0, 800),
+          Shape(2048, 1024, 3, 2, 1, 8, 0, 250), Shape(2560, 1024, 2, 2, 2, 2, 0, 350),
+          Shape(4096, 2048, 2, 1, 2, 96, 120, 1, 2), Shape(3072, 2048, 2, 2, 2, 48, 250, 1, 2),
+          Shape(2048, 1536, 3, 1, 2, 4, 0, 500, 2), Shape(3072, 1024, 2, 2, 1, 2, 0, 600, 2))
 SHAPES = {"host": HOST, "device": DEVICE}
 """What is calibrated on: from few rows to some hundred. Layers are larger than a core's cache, as those of real models
 are: in smaller ones all that is beside the products, the interpreter's work too, is quicker."""
@@ -109,12 +112,13 @@ class Opened:
         self._world, self._shape, spec = world, shape, shape.model(world.size)
         placements, dtype = place(spec, world.size), array.FLOAT32 if world.memory == "host" else array.BFLOAT16
         held = device.load(Drawn(spec, 0), held_by(placements, world.rank), dtype, world.memory)
-        sizes = Sizes(shape.sequences, shape.sequences * max(shape.rows, shape.cached), spec.context)
+        piece = min(shape.cached, max(1, BEFORE // shape.sequences))
+        sizes = Sizes(shape.sequences, shape.sequences * max(shape.rows, piece), spec.context)
         self._segments = device.open_segments(world.comm, Unwatched(world.idle), spec, held, placements, sizes,
                                               Generate(), dtype, Way(memory=world.memory), shape.micro_batches,
                                               overlapped=shape.micro_batches > 1)
-        if shape.cached:  # what the tokens are behind of is computed once
-            self._run([batch_of(spec, [(shape.cached, 0)] * shape.sequences)])
+        for behind in range(0, shape.cached, max(piece, 1)):  # what the tokens are behind of is computed once
+            self._run([batch_of(spec, [(min(piece, shape.cached - behind), behind)] * shape.sequences)])
 
     def step(self) -> tuple[float, np.ndarray, np.ndarray]:
         """Seconds, stages and `[L, E]` rows of this rank. Collective."""

@@ -6,6 +6,7 @@ from math import isqrt
 
 import numpy as np
 
+from hpcmoe import array
 from hpcmoe.exchange.interface import until
 from hpcmoe.launch import World
 from hpcmoe.predict.machine import Products
@@ -74,15 +75,16 @@ def _on_device(side: int, count: int) -> Callable[[int], Timed]:
     import cupy
 
     from hpcmoe.device.gemm import Gemm
+    drawn = np.random.default_rng(0).standard_normal((side, side), np.float32)  # of zeros products are quicker
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        gemm = Gemm()
-        matrices = [cupy.full((side, side), n, np.uint16) for n in range(count)]
+        gemm, values = Gemm(), cupy.asarray(array.narrow(drawn))
+        matrices = [values.copy() for _ in range(count)]
 
     def prepared(rows: int) -> Timed:
         used = matrices[:min(count, 1 + isqrt((1 << 22) // rows))]
         with stream:
-            x, out = (cupy.zeros((rows, side), np.uint16) for _ in range(2))
+            x, out = values[cupy.arange(rows) % side], cupy.empty((rows, side), np.uint16)
             gemm(x, matrices[0], out)  # chooses an algorithm
             stream.synchronize()
             stream.begin_capture()

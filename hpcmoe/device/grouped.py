@@ -9,13 +9,12 @@ from nvmath.bindings import cublas
 
 from hpcmoe.device.cuda import Mirror, across, launch
 from hpcmoe.device.gemm import BF16, SUM_IN_F32, Gemm
+from hpcmoe.device.scratch import FEW
 from hpcmoe.device.swiglu import activate
 from hpcmoe.kernels.rows import alone
 
 Matrix = tuple[cupy.ndarray, cupy.ndarray | None]
 """A weight `[out, in]` and its bias `[out]`, if it has one, as all others of the rank then have."""
-FEW = 128
-"""Rows per expert, on the mean, up to which one launch for all beats a tuned one for each."""
 
 
 class Grouped:

@@ -8,6 +8,8 @@ TILE = 32
 """Tokens of a block that puts rows in order, as in gate.cu."""
 RECURRING = 256
 """Tokens of a micro-batch up to which its work is captured, where each is a sequence's next one: as many come again."""
+FEW = 128
+"""Rows per expert, on the mean, up to which one launch for all beats a tuned one for each."""
 BLOCK = 128
 """Tokens of a block, to cuDNN."""
 CHUNK = 256

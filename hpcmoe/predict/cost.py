@@ -12,13 +12,14 @@ from functools import lru_cache
 
 import numpy as np
 
+from hpcmoe.device.scratch import FEW, RECURRING
 from hpcmoe.kernels.attention import SHORT
 from hpcmoe.model import heads
 from hpcmoe.predict import products
 from hpcmoe.predict.machine import Device, Hardware
 from hpcmoe.slots import Shard
 from hpcmoe.spec import ModelSpec, layer_tensors
-from hpcmoe.types import Span
+from hpcmoe.types import Batch, Span
 
 BOUNDS = ("memory", "FLOPs", "overhead")
 """What keeps a stage from being faster."""
@@ -35,10 +36,22 @@ class Work:
     """seconds of the kernels that memory bounds"""
     by_flops: float = 0.0
     by_overhead: float = 0.0
+    launch: float = 0.0
+    """seconds of the main thread meanwhile, at least"""
 
     @property
     def seconds(self) -> float:
         return sum(self.bounds)
+
+    @property
+    def alone(self) -> float:
+        """Seconds where nothing was to be done before: of the stream or of the main thread, whichever takes longer."""
+        return max(self.seconds, self.launch)
+
+    @property
+    def bound(self) -> str:
+        """What it takes longest for."""
+        return "launch" if self.launch > self.seconds else BOUNDS[int(np.argmax(self.bounds))]
 
     @property
     def bounds(self) -> tuple[float, float, float]:
@@ -47,23 +60,31 @@ class Work:
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.stage, self.bytes + other.bytes, self.flops + other.flops, self.by_memory + other.by_memory,
-                    self.by_flops + other.by_flops, self.by_overhead + other.by_overhead)
+                    self.by_flops + other.by_flops, self.by_overhead + other.by_overhead, self.launch + other.launch)
 
 
-def kernel(stage: str, device: Device, moved: float, flops: float = 0.0, fixed: float = 0.0) -> Work:
+def recurs(hw: Hardware, batch: Batch) -> bool:
+    """Whether what a GPU computes between two exchanges is a graph; see `engine.blocks`."""
+    return hw.on_gpu and 0 < batch.rows <= RECURRING and all(span.rows == 1 for span in batch.spans)
+
+
+def kernel(stage: str, device: Device, moved: float, flops: float = 0.0, fixed: float = 0.0,
+           launch: float = 0.0) -> Work:
     """One that moves so many bytes and computes so many FLOPs, with `fixed` seconds beside both."""
     memory, arithmetic = moved / (device.rate * device.rate_share), flops / (device.flops * device.flops_share)
     by_memory = memory >= arithmetic
-    return Work(stage, moved, flops, memory if by_memory else 0.0, 0.0 if by_memory else arithmetic, fixed)
+    return Work(stage, moved, flops, memory if by_memory else 0.0, 0.0 if by_memory else arithmetic, fixed, launch)
 
 
-def product(stage: str, device: Device, rows: float, values: float, wide: float, fixed: float = 0.0) -> Work:
+def product(stage: str, device: Device, rows: float, values: float, wide: float, fixed: float = 0.0,
+            launch: float = 0.0) -> Work:
     """`rows` rows times matrices of so many values together, whose inputs and outputs, and what is read and written
     around them, are `wide` values of a row; nothing without rows."""
-    return Work(stage, *map(float, _product(device, np.array(rows, np.float64), values, wide, fixed)))
+    return Work(stage, *map(float, _product(device, np.array(rows, np.float64), values, wide, fixed, launch)))
 
 
-def _product(device: Device, rows: np.ndarray, values: float, wide: float, fixed: float) -> tuple[np.ndarray, ...]:
+def _product(device: Device, rows: np.ndarray, values: float, wide: float, fixed: float,
+             launch: float) -> tuple[np.ndarray, ...]:
     """The fields of `Work`, rows `[...]` each: of an expected part of a row, how likely there is one."""
     there = np.minimum(rows, 1.0)
     weights, beside, flops = there * device.weight * values, device.value * rows * wide, 2.0 * rows * values
@@ -75,7 +96,7 @@ def _product(device: Device, rows: np.ndarray, values: float, wide: float, fixed
         memory, arithmetic = (weights + beside) / rate, flops / (device.flops * device.flops_share)
         taken, around, by_memory = np.maximum(memory, arithmetic), 0.0 * rows, memory >= arithmetic
     return (weights + beside, flops, np.where(by_memory, taken, 0.0) + around, np.where(by_memory, 0.0, taken),
-            there * fixed)
+            there * fixed, there * launch)
 
 
 @lru_cache(maxsize=4096)
@@ -115,7 +136,9 @@ def attention(model: ModelSpec, hw: Hardware, layer: int, team: int, spans: Sequ
     values, kv_b = attention_values(model, layer, team)
     work = product("attention", device, rows, values, 6 * model.hidden + 2 * (a.query_width + a.mixed_width))
     scores = a.heads * sum(float(span.rows) * (span.cached + span.rows) for span in spans)
-    work += Work("", by_overhead=(hw.overhead.attention + hw.overhead.span * len(spans) + hw.overhead.score * scores))
+    long = sum(span.rows > SHORT for span in spans)
+    work += Work("", by_overhead=(hw.overhead.attention + hw.overhead.span * len(spans) + hw.overhead.score * scores),
+                 launch=hw.launch.attention + hw.launch.span * long)
     if not a.latent:
         return work + kernel("", device, device.value * 2.0 * a.kv_width * (keys.sum() + rows),
                              2.0 * seen.sum() * (a.query_width + a.mixed_width))
@@ -134,29 +157,54 @@ def dense(model: ModelSpec, hw: Hardware, tokens: int) -> Work:
     assert model.dense
     wide = 2 * model.hidden + 3 * model.dense.hidden
     return product("attention", hw.device, tokens, 3.0 * model.hidden * model.dense.hidden, wide,
-                   hw.overhead.attention)
+                   hw.overhead.attention, hw.launch.attention)
 
 
 def gate(model: ModelSpec, hw: Hardware, tokens: int) -> Work:
     """T rows times E H values; E float32 scores of each are written and read."""
     work = product("gate", hw.device, tokens, float(model.experts * model.hidden), model.hidden)
-    return work + kernel("", hw.device, 8.0 * tokens * model.experts, fixed=hw.overhead.gate)
+    return work + kernel("", hw.device, 8.0 * tokens * model.experts, fixed=hw.overhead.gate, launch=hw.launch.gate)
 
 
 def pack(hw: Hardware, rows: float, units: float) -> Work:
     """Rows of so many values are read and written: 2 v rows units bytes."""
-    return kernel("pack", hw.device, 2.0 * hw.device.value * rows * units, fixed=hw.overhead.pack)
+    return kernel("pack", hw.device, 2.0 * hw.device.value * rows * units, fixed=hw.overhead.pack,
+                  launch=hw.launch.pack)
 
 
 def experts(model: ModelSpec, hw: Hardware, shards: int, rows: np.ndarray) -> np.ndarray:
-    """`[5, ...]`: the fields of `Work` behind the first, of each expert or shard, for its rows `[...]` float64.
+    """`[6, ...]`: the fields of `Work` behind the first, of each expert or shard, for its rows `[...]` float64.
 
     3 H I / t values; a row has 2 H + 3 I / t values. One after another, if any row comes.
     """
     assert model.moe
     width = -(-model.moe.hidden // shards)
     return np.stack(_product(hw.device, rows, 3.0 * model.hidden * width, 2 * model.hidden + 3 * width,
-                             hw.overhead.expert))
+                             hw.overhead.expert, hw.launch.expert))
+
+
+def launches(hw: Hardware, one_by_one: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`[...]` seconds of launching a rank's experts, which take `one_by_one` where each has its own and `rows` rows
+    together: few rows have one for all (`device.grouped`)."""
+    few = rows * hw.launch.expert <= FEW * one_by_one
+    return np.where(few, np.minimum(one_by_one, hw.launch.expert), one_by_one)
+
+
+def with_company(works: np.ndarray, shared_by: int) -> np.ndarray:
+    """`[6, R]` fields of `Work` of ranks that begin at once, as if all who share a device worked as long -> those that
+    they take: whoever goes on when others are done has their part, too.
+
+    Of s ranks the k-th to end, of work w_k, ends (s - k + 1) (w_k - w_(k-1)) / s behind the one before.
+    """
+    if shared_by == 1 or works.shape[1] % shared_by:
+        return works
+    taken = works[2:4].sum(axis=0).reshape(-1, shared_by)
+    order = np.argsort(taken, axis=1)
+    more = np.diff(np.take_along_axis(taken, order, axis=1), axis=1, prepend=0.0)
+    ends = np.empty_like(taken)
+    np.put_along_axis(ends, order, np.cumsum(more * np.arange(shared_by, 0, -1) / shared_by, axis=1), axis=1)
+    part = np.divide(ends, taken, out=np.ones_like(taken), where=taken > 0).ravel()
+    return works * np.where(np.isin(np.arange(len(works)), (2, 3))[:, None], part, 1.0)
 
 
 def shared(model: ModelSpec, hw: Hardware, tokens: int) -> Work:
@@ -164,7 +212,7 @@ def shared(model: ModelSpec, hw: Hardware, tokens: int) -> Work:
     assert model.moe
     width = model.moe.shared_hidden
     return product("expert", hw.device, tokens, 3.0 * model.hidden * width, 2 * model.hidden + 3 * width,
-                   hw.overhead.expert)
+                   hw.overhead.expert, hw.launch.expert)
 
 
 def combine(model: ModelSpec, hw: Hardware, tokens: int, shards: int) -> Work:
@@ -173,13 +221,13 @@ def combine(model: ModelSpec, hw: Hardware, tokens: int, shards: int) -> Work:
     answers = tokens * model.moe.top_k * shards * model.hidden
     each = hw.device.value if shards == 1 else 4
     return kernel("combine", hw.device, float(each * answers + 2 * hw.device.value * tokens * model.hidden),
-                  2.0 * answers, hw.overhead.combine)
+                  2.0 * answers, hw.overhead.combine, hw.launch.combine)
 
 
 def head(model: ModelSpec, hw: Hardware, wanted: int) -> Work:
     """B rows times V H values; V float32 logits of each are written and read."""
     work = product("head", hw.device, wanted, float(model.vocabulary * model.hidden), model.hidden)
-    return work + kernel("", hw.device, 8.0 * wanted * model.vocabulary, fixed=hw.overhead.head)
+    return work + kernel("", hw.device, 8.0 * wanted * model.vocabulary, fixed=hw.overhead.head, launch=hw.launch.head)
 
 
 def team_bytes(model: ModelSpec, device: Device, team: int, tokens: int) -> tuple[float, float]:
@@ -191,4 +239,5 @@ def team_bytes(model: ModelSpec, device: Device, team: int, tokens: int) -> tupl
 def team_join(model: ModelSpec, hw: Hardware, team: int, tokens: int) -> Work:
     """The t float32 parts of each token are read and summed; x is read and written."""
     moved = (4.0 * team + 2 * hw.device.value) * tokens * model.hidden
-    return kernel("attention", hw.device, moved, float(team * tokens * model.hidden), hw.overhead.combine)
+    return kernel("attention", hw.device, moved, float(team * tokens * model.hidden), hw.overhead.combine,
+                  hw.launch.combine)

@@ -12,6 +12,7 @@ import numpy as np
 
 from hpcmoe.engine.batch import split
 from hpcmoe.predict import cost, demand, flow
+from hpcmoe.predict.cost import Work
 from hpcmoe.predict.demand import classes
 from hpcmoe.predict.layout import Layout
 from hpcmoe.predict.machine import Hardware
@@ -63,9 +64,10 @@ def estimate(model: ModelSpec, hw: Hardware, layout: Layout, given: Given, batch
 def _part(model: ModelSpec, hw: Hardware, layout: Layout, drawn: Drawn, batch: Batch) -> tuple[float, list[float]]:
     """Seconds that a micro-batch computes, and `TERMS` of what it exchanges."""
     T, team, device = batch.rows, layout.team, hw.device
-    seconds = cost.head(model, hw, len(batch.wanted)).seconds + hw.overhead.host
+    seconds = cost.head(model, hw, len(batch.wanted)).alone + hw.overhead.host + hw.launch.begin
     terms = [0.0] * len(TERMS)
-    seconds += _attention(model, hw, layout, batch.spans)
+    graph = cost.recurs(hw, batch)
+    seconds += _attention(model, hw, layout, batch.spans, graph)
     if team > 1:
         near = team <= drawn.at.size.min()
         for moved in cost.team_bytes(model, device, team, T):
@@ -73,15 +75,20 @@ def _part(model: ModelSpec, hw: Hardware, layout: Layout, drawn: Drawn, batch: B
             terms[3] += model.layers * (hw.links.start + (hw.links.near_latency if near else hw.links.far_latency))
         seconds += model.layers * (cost.team_join(model, hw, team, T).seconds + 4 * hw.overhead.host)
     layers = model.moe_layers
-    seconds += (model.layers - len(layers)) * (cost.dense(model, hw, T).seconds if model.dense else 0.0)
+    if model.dense:
+        seconds += (model.layers - len(layers)) * _taken(cost.dense(model, hw, T), graph)
     if not layers:
         return seconds, terms
     rows = drawn(layers[0], 0, T)
-    fixed = [cost.gate(model, hw, T), cost.pack(hw, float(rows.there.rows.max()), model.hidden),
-             cost.combine(model, hw, T, layout.shards)]
+    fixed = [cost.pack(hw, float(rows.there.rows.max()), model.hidden), cost.combine(model, hw, T, layout.shards)]
     if model.moe and model.moe.shared_hidden:
         fixed.append(cost.shared(model, hw, T))
-    each = sum(work.seconds for work in fixed) + float(rows.experts[2:].sum(axis=0).max()) + 5 * hw.overhead.host
+    each = _taken(cost.gate(model, hw, T), graph) + sum(work.alone for work in fixed)
+    launches = cost.launches(hw, rows.experts[5], rows.computed)
+    each += float(np.maximum(rows.experts[2:5].sum(axis=0), launches).max())
+    each += 5 * hw.overhead.host + 2 * hw.overhead.exchange
+    if layout.slots(model) > 1:
+        each += hw.launch.order
     if layout.group == 1:
         return seconds + len(layers) * each, terms
     small = flow.small(layout.group, hw.links, HEADER, drawn.at.many)
@@ -91,13 +98,17 @@ def _part(model: ModelSpec, hw: Hardware, layout: Layout, drawn: Drawn, batch: B
     return seconds + len(layers) * each, terms
 
 
-def _attention(model: ModelSpec, hw: Hardware, layout: Layout, spans: Sequence[Span]) -> float:
+def _taken(work: Work, graph: bool) -> float:
+    return work.seconds if graph else work.alone
+
+
+def _attention(model: ModelSpec, hw: Hardware, layout: Layout, spans: Sequence[Span], graph: bool) -> float:
     """Of all layers; those that see equally far cost the same."""
     windows: dict[int, list[int]] = {}
     for layer in range(model.layers):
         windows.setdefault(model.attention.window_in(layer), []).append(layer)
     every = tuple(spans) * layout.team
-    return sum(len(layers) * cost.attention(model, hw, layers[0], layout.team, every).seconds
+    return sum(len(layers) * _taken(cost.attention(model, hw, layers[0], layout.team, every), graph)
                for layers in windows.values())
 
 

@@ -107,7 +107,7 @@ class Load:
 
 def planner(model: ModelSpec, layout: Layout, hw: Hardware) -> Callable[[Load], Memory]:
     """-> a function from a `Load` to the `Memory` of the fullest rank, which weighs the weights once."""
-    placements, where = layout.placements(model), "device" if hw.device.weight == 2 else "host"
+    placements, where = layout.placements(model), "device" if hw.on_gpu else "host"
     taken = plan_weights(model, layout.job, placements, where)
     return lambda load: plan_memory(model, layout.job, placements, load.sizes, where, taken)
 

@@ -34,6 +34,8 @@ class Device:
     weight: int = key(2, help="bytes of a weight as it is kept", least=2, most=4)
     value: int = key(2, help="bytes of a value of a row", least=2, most=4)
     in_turns: float = key(1.0, help="times as long as arithmetic takes while micro-batches take turns", least=1)
+    shared_by: int = key(1, help="ranks that share it: products, and what is reached of both rates, are those of all "
+                                 "at once, and a rank that is alone on it has all", least=1)
     products: Products | None = key(None, help="seconds of products where they were measured; without it products "
                                                "take what both rates say")
 
@@ -65,9 +67,26 @@ class Overhead:
     combine: float = key(0.0, help="of summing answers", least=0)
     head: float = key(0.0, help="of the head and the choice of tokens", least=0)
     host: float = key(0.0, help="of the main thread for each piece of work that it begins", least=0)
+    exchange: float = key(0.0, help="of the main thread for each exchange of rows that it starts", least=0)
     step: float = key(0.0, help="of the main thread between two steps", least=0)
     turn: float = key(0.0, help="of each piece of work while micro-batches take turns: a CPU's main thread looks after "
                                 "exchanges on the same cores", least=0)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Seconds of the main thread until a GPU's stream has been given a stage, which runs behind it: the longer of both
+    counts. What recurs is a graph, and takes `Overhead.host` only."""
+
+    begin: float = key(0.0, help="of a micro-batch: its tokens, and what came of it", least=0)
+    attention: float = key(0.0, help="of attention, or of a dense block, in a layer", least=0)
+    span: float = key(0.0, help="of each sequence in an attention that has more than a few tokens", least=0)
+    gate: float = key(0.0, help="of a gate", least=0)
+    pack: float = key(0.0, help="of packing rows", least=0)
+    expert: float = key(0.0, help="of each expert that has rows", least=0)
+    order: float = key(0.0, help="of ordering rows that came, where a rank has several experts", least=0)
+    combine: float = key(0.0, help="of summing answers", least=0)
+    head: float = key(0.0, help="of the head and the choice of tokens", least=0)
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,12 @@ class Hardware:
     device: Device = key(help="what computes")
     links: Links = key(help="what lies between ranks")
     overhead: Overhead = key(Overhead(), help="what a stage takes beside its work")
+    launch: Launch = key(Launch(), help="what giving work to a GPU takes")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether ranks compute on GPUs: CPUs keep weights in float32."""
+        return self.device.weight == 2
 
 
 def known() -> list[str]:

@@ -8,7 +8,6 @@ import numpy as np
 from hpcmoe.config import Job
 from hpcmoe.engine.memory import Memory
 from hpcmoe.predict import layout as layouts
-from hpcmoe.predict.cost import BOUNDS
 from hpcmoe.predict.estimate import Estimate, estimate
 from hpcmoe.predict.layout import Layout, Load
 from hpcmoe.predict.machine import Hardware
@@ -85,7 +84,7 @@ def bounds(speed: Speed) -> list[tuple[str, float, str]]:
         if stage == "exchange":
             found.append((stage, seconds, speed.estimated.bound))
         elif stage in last and seconds:
-            found.append((stage, seconds, BOUNDS[int(np.argmax(last[stage][0].bounds))]))
+            found.append((stage, seconds, last[stage][0].bound))
     return found
 
 

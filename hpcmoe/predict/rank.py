@@ -38,7 +38,9 @@ class Rank:
         if seconds < least * (1 - CLOSE):
             raise Defect(f"{work.stage} takes {seconds:.3e} s, and its roofline {least:.3e} s")
         begin = max(self._free, self.now)
-        self._free = begin + seconds
+        self.now += work.launch
+        self._free = max(begin + seconds, self.now if work.launch else begin)
+        seconds = self._free - begin
         if seconds:
             self._spans.append((begin, self._free))
         self.clock.add(work.stage, begin, self._free, layer, micro_batch, rows)

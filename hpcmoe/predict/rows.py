@@ -40,7 +40,7 @@ class LayerRows:
     computed: np.ndarray
     """answers that it gives"""
     experts: np.ndarray
-    """`[5, C]`: the fields of a `cost.Work` of its experts, one after another"""
+    """`[6, C]`: the fields of a `cost.Work` of its experts, one after another"""
 
 
 @dataclass
@@ -122,9 +122,10 @@ class Drawn:
         received = answers * self.once_a_rank
         order, mean = self.classes.order(answers), self.classes.means
         there, home = self._flows(answers, received, expected.parts(slot, R, t))
+        works = np.stack([by_rank(of) for of in cost.experts(self.model, self.hw, t, slot)])
         return LayerRows(self._journey(there, order, tokens), self._journey(home, order, tokens * self._most_home),
                          mean(order, received), mean(order, answers),
-                         np.stack([mean(order, by_rank(of)) for of in cost.experts(self.model, self.hw, t, slot)]))
+                         np.stack([mean(order, of) for of in cost.with_company(works, self.hw.device.shared_by)]))
 
     @property
     def _most_home(self) -> int:

@@ -42,7 +42,9 @@ class Simulated:
         drawn = meetings.drawn
         self.model, self.hw, self.layout = drawn.model, drawn.hw, drawn.layout
         self.rank, self.meetings = rank, meetings
-        self.moe_layers: Sequence[int] = self.model.moe_layers
+        self.at_home = self.hw.on_gpu and self.layout.group == 1 and self.model.experts == 1
+        """whether rows never leave: the rank has the only expert"""
+        self.moe_layers: Sequence[int] = () if self.at_home else self.model.moe_layers
         self.exact = frozenset(layer for layer in self.moe_layers if self.layout.job.balance.exact
                                and drawn.placements[layer].replicated)
         self._gathered = tally.gathered(self.hw, drawn.at, self.model.experts)
@@ -57,6 +59,7 @@ class Simulated:
 
     def enter(self, work: Work) -> Computed:
         """See `layer.Segments`."""
+        self.rank.now += self.hw.launch.begin
         return self.start(work, self._to_next_gate(work))
 
     def tally(self, work: Work) -> Crossing:
@@ -69,7 +72,7 @@ class Simulated:
         self.host()
         placement, hw = self.meetings.drawn.placements[work.layer], self.hw
         seconds = tally.shared(placement, self.meetings.drawn.at)
-        if hw.device.weight == 2:
+        if hw.on_gpu:
             self.rank.now += seconds
         else:
             hw = replace(hw, overhead=replace(hw.overhead, pack=hw.overhead.pack + seconds))
@@ -85,6 +88,7 @@ class Simulated:
     def dispatch(self, work: Work) -> Trip:
         """See `layer.Segments`."""
         self.host()
+        self._post(work.trip)
         self.meetings.travel(self.rank, "dispatch", work, work.rows.there, work.leaving)
         assert self.model.moe
         if self.model.moe.shared_hidden:
@@ -96,15 +100,20 @@ class Simulated:
         rows, me = work.rows, self.rank.number
         self.host()
         if self.meetings.most_slots > 1 or len(rows.there.hops) > 1:
-            self._run(work, [cost.pack(self.hw, float(rows.received[me]), self.model.hidden)])
-        return self.rank.compute(Cost("expert", *rows.experts[:, me].tolist()), layer=work.layer,
-                                 micro_batch=work.number, rows=round(rows.computed[me]))
+            ordered = cost.pack(self.hw, float(rows.received[me]), self.model.hidden)
+            self._run(work, [replace(ordered, stage="expert", launch=self.hw.launch.order) if self.hw.on_gpu
+                             else ordered])
+        answers = Cost("expert", *rows.experts[:, me].tolist())
+        launch = float(cost.launches(self.hw, rows.experts[5, me], rows.computed[me]))
+        return self.rank.compute(replace(answers, launch=launch), layer=work.layer, micro_batch=work.number,
+                                 rows=round(rows.computed[me]))
 
     def collect(self, work: Work) -> Trip:
         """See `layer.Segments`."""
         self.host()
         crossing = Crossing(self.rank)
         trip = self._depart(work, "return", crossing, work.rows.home)
+        self._post(trip)
         self.meetings.travel(self.rank, "return", work, work.rows.home, crossing)
         return trip
 
@@ -127,11 +136,20 @@ class Simulated:
         """What follows an attention, up to the next gate or attention."""
         if self.model.is_dense(work.layer):
             work.layer += 1
-            return [cost.dense(self.model, self.hw, work.batch.rows), *self._to_next_gate(work)]
+            return [*self._graph(work, [cost.dense(self.model, self.hw, work.batch.rows)]), *self._to_next_gate(work)]
         work.rows = self.meetings.rows(work.number, work.layer, work.begun, work.batch.rows)
         work.begun += 1
-        gate = cost.gate(self.model, self.hw, work.batch.rows)
-        return [gate] if work.layer in self.exact else [gate, self._pack(work, self.hw)]
+        gate = self._graph(work, [cost.gate(self.model, self.hw, work.batch.rows)])
+        if self.at_home:
+            answers = [Cost("expert", *work.rows.experts[:, self.rank.number].tolist()),
+                       cost.combine(self.model, self.hw, work.batch.rows, self.layout.shards)]
+            work.layer += 1
+            return [*gate, *self._graph(work, answers), *self._to_next_gate(work)]
+        return gate if work.layer in self.exact else [*gate, self._pack(work, self.hw)]
+
+    def _graph(self, work: Work, costs: list[Cost]) -> list[Cost]:
+        """What the main thread gives to a GPU at once, where it recurs."""
+        return [replace(one, launch=0.0) for one in costs] if cost.recurs(self.hw, work.batch) else costs
 
     def _pack(self, work: Work, hw: Hardware) -> Cost:
         return cost.pack(hw, float(work.rows.there.rows[self.rank.number]), self.model.hidden)
@@ -142,7 +160,7 @@ class Simulated:
         if self.team:
             work.waits = True
             return []
-        return [self.meetings.attention(work.layer, work.batch.spans), *self.go_on(work)]
+        return [*self._graph(work, [self.meetings.attention(work.layer, work.batch.spans)]), *self.go_on(work)]
 
     def start(self, work: Work, costs: list[Cost]) -> Computed:
         """Work goes to the stream."""
@@ -155,6 +173,11 @@ class Simulated:
     def host(self) -> None:
         """The main thread begins something."""
         self.rank.now += self.hw.overhead.host
+
+    def _post(self, trip: Trip) -> None:
+        """The main thread hands an exchange's rows to MPI."""
+        with self.rank.clock.starting(trip):
+            self.rank.now += self.hw.overhead.exchange
 
     def _depart(self, work: Work, kind: str, crossing: Crossing, journey: Journey) -> Trip:
         me = self.rank.number

@@ -17,13 +17,16 @@ from pathlib import Path
 import numpy as np
 import twohosts
 
+sys.path.append(str(Path(__file__).parent.parent))
+from onegpu import missing, shared_gpu
+
 from hpcmoe import launch
 from hpcmoe.report import text
 
 MEDIAN, WORST = 0.10, 0.25
 """What is aimed at."""
-SHAPES, TOKENS = 14, 1 << 15
-"""Drawn at each place; and tokens at most of all sequences of one."""
+SHAPES, TOKENS = 14, {"host": 1 << 15, "device": 1 << 13}
+"""Drawn at each place; and tokens at most of all sequences of one: the models of all shapes are there at once."""
 LINK, SLOWER = 250e6, 80e6
 """bytes/s between two hosts."""
 FOUND = Path("build") / "validate-predict.json"
@@ -39,11 +42,11 @@ def unseen(seed: int, memory: str):
         return int(chance.integers(low // step, high // step, endpoint=True)) * step
     host = memory == "host"
     for number in range(SHAPES):
-        width = (draw(512, 1536, 128), draw(512, 2304, 128)) if host else (draw(2048, 6144, 512), draw(512, 2048, 256))
-        size = draw(2, 4), draw(1, 2), draw(1, 2)
+        width = (draw(512, 1536, 128), draw(512, 2304, 128)) if host else (draw(2048, 4608, 512), draw(512, 2048, 256))
+        size = draw(*((1, 2) if host else (2, 3))), draw(1, 2), draw(1, 2)
         if number % 3:
             many, long = (draw(1, 24), draw(16, 240)) if host else (draw(1, 192), draw(64, 1024))
-            step = many, min(long, TOKENS // many)
+            step = many, min(long, TOKENS[memory] // many)
         else:
             step = (draw(1, 3), 0, draw(32, 192) if host else draw(128, 768))
         shape = Shape(*width, *size, *step)
@@ -53,15 +56,15 @@ def unseen(seed: int, memory: str):
 
 def rows(found, hw, ranks: int) -> list[tuple]:
     """What is told of each step."""
-    from hpcmoe.bench import fit
+    from hpcmoe.bench import solve
     return [(one.shape.hidden, one.shape.intermediate, one.shape.batch.rows, one.shape.micro_batches, one.seconds,
-             fit.simulated(one, hw, ranks).seconds) for one in found]
+             solve.simulated(one, hw, ranks).seconds) for one in found]
 
 
 def here(seed: int, device: str) -> None:
     """On all ranks: calibrates, measures, predicts; rank 0 writes what came of it."""
-    from hpcmoe.bench import fit
     world = launch.start(device)
+    from hpcmoe.bench import fit
 
     def work() -> None:
         shapes = unseen(seed, world.memory)
@@ -107,34 +110,49 @@ def page(found: dict[str, list]) -> bool:
     return met
 
 
+def on_ranks(ranks: str, asked: argparse.Namespace) -> dict[str, list]:
+    """What `here` found on each number of ranks."""
+    found: dict[str, list] = {}
+    for number in ranks.split(","):
+        command = [str(Path(sys.executable).with_name("mpiexec")), "-n", number, sys.executable, __file__]
+        subprocess.run([*command, "--measure", "--device", asked.device, "--seed", str(asked.seed)], check=True,
+                       timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        found |= json.loads(FOUND.read_text())
+    return found
+
+
+def on_hosts(seed: int) -> dict[str, list]:
+    """What `between` found; nothing where no second host can be made."""
+    if why := twohosts.check():
+        print(f"two hosts are left out: {why}", file=sys.stderr)
+        return {}
+    os.environ["SEED"] = str(seed)
+    if code := twohosts.main(__file__, between, 1):
+        sys.exit(code)
+    return json.loads(FOUND.read_text())
+
+
 def main() -> None:
     if sys.argv[1:] == ["rank"]:
         sys.exit(twohosts.main(__file__, between, 1))
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", default=",".join(str(2**n) for n in range(5) if 2**n <= cores))
+    parser.add_argument("--ranks", help="1,2,4 on a GPU, else up to 16 and one on each core")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
         here(asked.seed, asked.device)
-    found: dict[str, list] = {}
     FOUND.parent.mkdir(exist_ok=True)
-    for ranks in asked.ranks.split(","):
-        command = [str(Path(sys.executable).with_name("mpiexec")), "-n", ranks, sys.executable, __file__]
-        subprocess.run([*command, "--measure", "--device", asked.device, "--seed", str(asked.seed)], check=True,
-                       timeout=1800, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        found |= json.loads(FOUND.read_text())
     if asked.device == "gpu":
-        sys.exit(not page(found))
-    if missing := twohosts.check():
-        print(f"two hosts are left out: {missing}", file=sys.stderr)
+        if why := missing():
+            sys.exit(why)
+        with shared_gpu():
+            found = on_ranks(asked.ranks or "1,2,4", asked)
     else:
-        os.environ["SEED"] = str(asked.seed)
-        if code := twohosts.main(__file__, between, 1):
-            sys.exit(code)
-        found |= json.loads(FOUND.read_text())
+        found = on_ranks(asked.ranks or ",".join(str(2**n) for n in range(5) if 2**n <= cores), asked)
+        found |= on_hosts(asked.seed)
     sys.exit(not page(found))
 
 

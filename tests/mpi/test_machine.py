@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmoe import launch, tables
-from hpcmoe.bench import fit, products
+from hpcmoe.bench import fit, products, solve
 from hpcmoe.bench import machine as bench
 from hpcmoe.bench.machine import Measured, Shape
 from hpcmoe.predict import machine
@@ -31,7 +31,7 @@ def made(shape: Shape, ranks: int) -> Measured:
     """What would be measured of it on such a machine, tokens spread evenly."""
     E = shape.experts * ranks
     chosen = np.full((shape.layers, E), min(shape.top_k, E) / E)
-    step = fit.simulated(Measured(shape, 1.0, np.zeros(7), chosen), TRUE, ranks)
+    step = solve.simulated(Measured(shape, 1.0, np.zeros(7), chosen), TRUE, ranks)
     return Measured(shape, step.seconds, step.stages, chosen)
 
 
@@ -39,7 +39,7 @@ def made(shape: Shape, ranks: int) -> Measured:
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_what_made_the_times_is_found_again(comm, everywhere, ranks):
     found = fit.fit([made(shape, ranks) for shape in bench.HOST], TABLE, ranks, 4, "found", 4)
-    pairs = [(fit.simulated(made(shape, ranks), found, ranks).seconds, made(shape, ranks).seconds) for shape in OTHERS]
+    pairs = [(solve.simulated(made(shape, ranks), found, ranks).seconds, made(shape, ranks).seconds) for shape in OTHERS]
     everywhere([f"{told} s are predicted of a step that takes {real} s" for told, real in pairs
                 if abs(told / real - 1) > 0.02])
 
@@ -70,7 +70,7 @@ def test_real_steps_and_products_are_timed_and_the_file_is_read_again(comm, ever
 def test_no_value_of_a_fit_is_negative_and_all_above_0_are_the_best_together(columns, seed):
     chance = np.random.default_rng(seed)
     matrix, wanted = chance.standard_normal((8, columns)) + 1, chance.standard_normal(8)
-    found = fit.nonnegative(matrix, wanted)
+    found = solve.nonnegative(matrix, wanted)
     assert (found >= 0).all()
     kept = found > 0
     if kept.any():
