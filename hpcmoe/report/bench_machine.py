@@ -19,7 +19,7 @@ def bench_machine(device: str, output: Path | None) -> int:
 
 def run(world: launch.World, output: Path | None) -> None:
     """Measures, prints, and writes `output` where it is given. Collective. Raises `Agreed`."""
-    from hpcmoe.bench import fit  # starts MPI
+    from hpcmoe.bench import fit, solve  # starts MPI
     launch.check_gpus(world)
     if output:
         launch.on_root(world, lambda: paths.check_output(output))
@@ -30,8 +30,7 @@ def run(world: launch.World, output: Path | None) -> None:
                   "figures below")
         grid = text.table(">H", ">I", ">tokens", ">measured", ">predicted", ">apart")
         for one in found:
-            step = fit.simulated(one, hw, world.size)
-            told = step.seconds
+            told = solve.simulated(one, hw, world.size).seconds
             grid.add_row(str(one.shape.hidden), str(one.shape.intermediate), str(one.shape.batch.rows),
                          text.seconds(one.seconds), text.seconds(told), f"{100 * (told / one.seconds - 1):+.0f} %")
         out.print(grid)

@@ -39,7 +39,8 @@ def made(shape: Shape, ranks: int) -> Measured:
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_what_made_the_times_is_found_again(comm, everywhere, ranks):
     found = fit.fit([made(shape, ranks) for shape in bench.HOST], TABLE, ranks, 4, "found", 4)
-    pairs = [(solve.simulated(made(shape, ranks), found, ranks).seconds, made(shape, ranks).seconds) for shape in OTHERS]
+    pairs = [(solve.simulated(made(shape, ranks), found, ranks).seconds, made(shape, ranks).seconds)
+             for shape in OTHERS]
     everywhere([f"{told} s are predicted of a step that takes {real} s" for told, real in pairs
                 if abs(told / real - 1) > 0.02])
 
