@@ -12,9 +12,12 @@ from hpcmoe.bench.machine import Measured, Shape
 from hpcmoe.bench.solve import simulated, solved
 from hpcmoe.predict import cost
 from hpcmoe.predict.cost import Work
+from hpcmoe.predict.demand import Demand
+from hpcmoe.predict.estimate import estimate
+from hpcmoe.predict.layout import Layout, bare
 from hpcmoe.predict.machine import Device, Hardware, Launch, Links, Overhead, Products
 from hpcmoe.predict.rank import Rank
-from hpcmoe.predict.simulate import batch_of
+from hpcmoe.predict.simulate import Given, batch_of, simulate
 from hpcmoe.types import STAGES
 
 DEVICE = Device(1e15, 4e12, 1e11)
@@ -85,6 +88,17 @@ def test_rows_of_the_only_expert_never_leave():
     found = of(shape, gpu(), 1)
     assert found.stages[STAGES.index("exchange")] == 0 and found.stages[STAGES.index("expert")] > 0
     assert of(replace(shape, experts=2), gpu(), 1).seconds > 2 * found.seconds
+
+
+@pytest.mark.parametrize("shape", [
+    Shape(2048, 1024, 4, 1, 2, 16, 200), Shape(2048, 1024, 4, 2, 2, 16, 200), Shape(4096, 2048, 3, 1, 2, 3, 0, 400),
+    Shape(2048, 1024, 3, 4, 2, 8, 0, 300)])
+def test_the_closed_form_knows_of_launches(shape):
+    hw, E = gpu(), 8 * shape.experts
+    hw = replace(hw, links=replace(hw.links, ranks_per_node=8), overhead=replace(hw.overhead, exchange=1e-4))
+    evenly, layout = Given(Demand(np.full((shape.layers, E), 2 / E), np.array([[0, 1]])), even=True), Layout(8, bare())
+    step = simulate(shape.model(8), hw, layout, evenly, [shape.batch]).steps[0]
+    assert estimate(shape.model(8), hw, layout, evenly, shape.batch).seconds == pytest.approx(step.seconds, rel=0.04)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
