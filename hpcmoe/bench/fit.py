@@ -23,8 +23,10 @@ from hpcmoe.predict.machine import Device, Hardware, Links, Overhead, Products
 from hpcmoe.types import STAGES
 
 COMPUTED = tuple(stage for stage in STAGES if stage != "exchange")
-TIMES, CACHED = 4, 1.25
+TIMES = 4
 """Times that whole steps are simulated anew with what was found."""
+CACHED = 1.25
+"""How much faster than a GPU's matrices what a cache holds in part may be read, at most."""
 LINKS, TURNS = np.array([1e-6, 1e-11]), np.array([1e-6, 1e-3])
 """What is a little of the values of `_with_links` and `_with_turns`."""
 
@@ -36,27 +38,34 @@ def calibrated(world: World, name: str, beside: Sequence[Shape] = ()) -> tuple[H
     table = products.measure(world)
     found = machine.measure(world, (*shapes, *beside))
     value, per_node = 4 if world.memory == "host" else 2, max(map(world.nodes.count, world.nodes))
-    hw = fit(found[:len(shapes)], table, world.size, per_node, name, value)
+    hw = fit(found[:len(shapes)], table, world.size, per_node, name, value, max(_sharing(world)))
     return replace(hw, device=replace(hw.device, memory=room)), found
 
 
 def _room(world: World) -> float:
     """Bytes that each rank may take of what it shares with others: a node's memory, or a GPU's. Collective."""
     on_host = world.memory == "host"
-    where = [(node, "" if on_host else world.gpus[rank].address) for rank, node in enumerate(world.nodes)]
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if on_host else gpu.free_memory()
-    return float(min(world.comm.allgather(whole // where.count(where[world.rank]))))
+    return float(min(world.comm.allgather(whole // _sharing(world)[world.rank])))
 
 
-def fit(found: Sequence[Measured], table: Products, ranks: int, ranks_per_node: int, name: str,
-        value: int) -> Hardware:
-    """For weights and values of so many bytes; `table` as `bench.products` measures it."""
+def _sharing(world: World) -> list[int]:
+    """`[R]`: how many ranks have the node of each, or its GPU."""
+    on_host = world.memory == "host"
+    where = [(node, "" if on_host else world.gpus[rank].address) for rank, node in enumerate(world.nodes)]
+    return [where.count(one) for one in where]
+
+
+def fit(found: Sequence[Measured], table: Products, ranks: int, ranks_per_node: int, name: str, value: int,
+        shared_by: int = 1) -> Hardware:
+    """For weights and values of so many bytes; `table` as `bench.products` measures it; `shared_by` so many ranks is
+    each GPU."""
     rows, values = np.meshgrid(np.array(table.rows, float), np.array(table.values, float), indexing="ij")
     taken = np.array(table.seconds).reshape(rows.shape)
     rate, flops = float((value * values / taken).max()), float((2 * rows * values / taken).max())
     idle = Hardware(name, Device(flops, rate, ENDLESS, weight=value, value=value, products=table),
                     Links(ranks_per_node, ENDLESS, ENDLESS), Overhead())
-    return (_on_cpu if value == 4 else _on_gpu)(found, idle, ranks)
+    return _on_cpu(found, idle, ranks) if value == 4 else _on_gpu(found, idle, ranks, shared_by)
 
 
 def _on_cpu(found: Sequence[Measured], idle: Hardware, ranks: int) -> Hardware:
@@ -72,10 +81,10 @@ def _on_cpu(found: Sequence[Measured], idle: Hardware, ranks: int) -> Hardware:
     return _whole(in_turns, ranks, TURNS, lambda values: _with_turns(known, values)) if in_turns else known
 
 
-def _on_gpu(found: Sequence[Measured], idle: Hardware, ranks: int) -> Hardware:
-    """Its products are those of all ranks at once: one that is alone on the GPU has all of it. What an exchange takes
+def _on_gpu(found: Sequence[Measured], idle: Hardware, ranks: int, n: int) -> Hardware:
+    """Products are those of all n ranks of a GPU at once: one that is alone on it has all of it. What an exchange takes
     of the main thread shows in turns only, and what it takes in all without them: they are fitted together."""
-    device, n = idle.device, ranks
+    device = idle.device
     whole = replace(device, rate=device.rate * n * CACHED, flops=device.flops * n, shared_by=n,
                     rate_share=1 / (n * CACHED), flops_share=1 / n)
     serial = [one for one in found if one.shape.micro_batches == 1]

@@ -190,19 +190,22 @@ def launches(hw: Hardware, one_by_one: np.ndarray, rows: np.ndarray) -> np.ndarr
     return np.where(few, np.minimum(one_by_one, hw.launch.expert), one_by_one)
 
 
-def with_company(works: np.ndarray, shared_by: int) -> np.ndarray:
+def with_company(works: np.ndarray, shared_by: int, per_node: int) -> np.ndarray:
     """`[6, R]` fields of `Work` of ranks that begin at once, as if all who share a device worked as long -> those that
-    they take: whoever goes on when others are done has their part, too.
+    they take: whoever goes on when others are done has their part, too. The g devices of a node of `per_node` ranks
+    are dealt out in turn: ranks r, r + g, … share one.
 
     Of s ranks the k-th to end, of work w_k, ends (s - k + 1) (w_k - w_(k-1)) / s behind the one before.
     """
-    if shared_by == 1 or works.shape[1] % shared_by:
+    per_node = min(per_node, works.shape[1])
+    if shared_by == 1 or works.shape[1] % per_node or per_node % shared_by:
         return works
-    taken = works[2:4].sum(axis=0).reshape(-1, shared_by)
+    taken = works[2:4].sum(axis=0).reshape(-1, shared_by, per_node // shared_by)
     order = np.argsort(taken, axis=1)
     more = np.diff(np.take_along_axis(taken, order, axis=1), axis=1, prepend=0.0)
+    others = np.arange(shared_by, 0, -1)[:, None] / shared_by
     ends = np.empty_like(taken)
-    np.put_along_axis(ends, order, np.cumsum(more * np.arange(shared_by, 0, -1) / shared_by, axis=1), axis=1)
+    np.put_along_axis(ends, order, np.cumsum(more * others, axis=1), axis=1)
     part = np.divide(ends, taken, out=np.ones_like(taken), where=taken > 0).ravel()
     return works * np.where(np.isin(np.arange(len(works)), (2, 3))[:, None], part, 1.0)
 

@@ -123,9 +123,9 @@ class Drawn:
         order, mean = self.classes.order(answers), self.classes.means
         there, home = self._flows(answers, received, expected.parts(slot, R, t))
         works = np.stack([by_rank(of) for of in cost.experts(self.model, self.hw, t, slot)])
+        works = cost.with_company(works, self.hw.device.shared_by, self.hw.links.ranks_per_node)
         return LayerRows(self._journey(there, order, tokens), self._journey(home, order, tokens * self._most_home),
-                         mean(order, received), mean(order, answers),
-                         np.stack([mean(order, of) for of in cost.with_company(works, self.hw.device.shared_by)]))
+                         mean(order, received), mean(order, answers), np.stack([mean(order, of) for of in works]))
 
     @property
     def _most_home(self) -> int:

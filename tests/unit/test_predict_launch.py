@@ -47,9 +47,12 @@ def test_who_shares_a_device_has_what_others_leave(wanted):
         want[busy] = now
     works = np.zeros((6, 3))
     works[2], works[4] = wanted, 1.0
-    found = cost.with_company(works, 3)
+    found = cost.with_company(works, 3, 3)
     assert found[2] == pytest.approx(want, abs=1e-9) and (found[4] == 1).all()
-    assert cost.with_company(works, 1) is works
+    assert cost.with_company(works, 1, 3) is works
+    both = np.stack([works, works[:, ::-1]], axis=2).reshape(6, -1)  # two devices of one node, dealt out in turn
+    assert cost.with_company(both, 3, 6)[2, ::2] == pytest.approx(want, abs=1e-9)
+    assert cost.with_company(both, 3, 6)[2, 1::2] == pytest.approx(want[::-1], abs=1e-9)
 
 
 def gpu(**more) -> Hardware:
@@ -105,7 +108,8 @@ def test_the_closed_form_knows_of_launches(shape):
 def test_a_fit_finds_a_machine_by_its_steps(ranks):
     hw = gpu(shared_by=ranks)
     hw = replace(hw, overhead=replace(hw.overhead, exchange=8e-5 if ranks > 1 else 0.0))
-    found = fit.fit([of(shape, hw, ranks) for shape in machine.DEVICE], hw.device.products, ranks, ranks, "found", 2)
+    found = fit.fit([of(shape, hw, ranks) for shape in machine.DEVICE], hw.device.products, ranks, ranks, "found", 2,
+                    ranks)
     others = Shape(2560, 1536, 3, 1, 2, 30, 200), Shape(3584, 1024, 2, 2, 1, 3, 0, 300), Shape(3072, 768, 2, 1, 2, 64,
                                                                                             90, 1, 2)
     for shape in others:
