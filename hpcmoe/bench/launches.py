@@ -54,7 +54,7 @@ def _parts(one: Measured, hw: Hardware, seconds: float, stages: np.ndarray, rank
     parts, beside = stages.copy(), seconds - float(stages.sum())
     if ranks == 1:
         beside += float(stages[EXCHANGE])
-    if recurs(hw, one.shape.batch):
+    if recurs(hw, one.shape.batch.spans):
         graph = AT_HOME if ranks == 1 and one.shape.experts == 1 else IN_GRAPH
         whole = parts[graph].sum()
         parts[graph], parts[graph[0]] = 0.0, whole

@@ -19,7 +19,7 @@ from hpcmoe.predict import products
 from hpcmoe.predict.machine import Device, Hardware
 from hpcmoe.slots import Shard
 from hpcmoe.spec import ModelSpec, layer_tensors
-from hpcmoe.types import Batch, Span
+from hpcmoe.types import Span
 
 BOUNDS = ("memory", "FLOPs", "overhead")
 """What keeps a stage from being faster."""
@@ -63,9 +63,9 @@ class Work:
                     self.by_flops + other.by_flops, self.by_overhead + other.by_overhead, self.launch + other.launch)
 
 
-def recurs(hw: Hardware, batch: Batch) -> bool:
+def recurs(hw: Hardware, spans: Sequence[Span]) -> bool:
     """Whether what a GPU computes between two exchanges is a graph; see `engine.blocks`."""
-    return hw.on_gpu and 0 < batch.rows <= RECURRING and all(span.rows == 1 for span in batch.spans)
+    return hw.on_gpu and 0 < len(spans) <= RECURRING and all(span.rows == 1 for span in spans)
 
 
 def kernel(stage: str, device: Device, moved: float, flops: float = 0.0, fixed: float = 0.0,

@@ -66,7 +66,7 @@ def _part(model: ModelSpec, hw: Hardware, layout: Layout, drawn: Drawn, batch: B
     T, team, device = batch.rows, layout.team, hw.device
     seconds = cost.head(model, hw, len(batch.wanted)).alone + hw.overhead.host + hw.launch.begin
     terms = [0.0] * len(TERMS)
-    graph = cost.recurs(hw, batch)
+    graph = cost.recurs(hw, batch.spans)
     seconds += _attention(model, hw, layout, batch.spans, graph)
     if team > 1:
         near = team <= drawn.at.size.min()
@@ -87,7 +87,7 @@ def _part(model: ModelSpec, hw: Hardware, layout: Layout, drawn: Drawn, batch: B
     launches = cost.launches(hw, rows.experts[5], rows.computed)
     each += float(np.maximum(rows.experts[2:5].sum(axis=0), launches).max())
     each += 5 * hw.overhead.host + 2 * hw.overhead.exchange
-    if layout.slots(model) > 1:
+    if layout.slots(model) > 1 or len(rows.there.hops) > 1:
         each += hw.launch.order
     if layout.group == 1:
         return seconds + len(layers) * each, terms

@@ -13,7 +13,7 @@ from hpcmoe.predict.machine import Hardware
 from hpcmoe.predict.meetings import Meetings
 from hpcmoe.predict.rank import Computed, Crossing, Rank
 from hpcmoe.predict.rows import Journey, LayerRows
-from hpcmoe.types import Batch, Outcome
+from hpcmoe.types import Batch, Outcome, Span
 
 NONE = np.empty(0, np.int64)
 NOTHING = Outcome(NONE, NONE, NONE, NONE, NONE, NONE)
@@ -136,20 +136,21 @@ class Simulated:
         """What follows an attention, up to the next gate or attention."""
         if self.model.is_dense(work.layer):
             work.layer += 1
-            return [*self._graph(work, [cost.dense(self.model, self.hw, work.batch.rows)]), *self._to_next_gate(work)]
+            block = cost.dense(self.model, self.hw, work.batch.rows)
+            return [*self.graph(work.batch.spans, block), *self._to_next_gate(work)]
         work.rows = self.meetings.rows(work.number, work.layer, work.begun, work.batch.rows)
         work.begun += 1
-        gate = self._graph(work, [cost.gate(self.model, self.hw, work.batch.rows)])
+        gate = self.graph(work.batch.spans, cost.gate(self.model, self.hw, work.batch.rows))
         if self.at_home:
             answers = [Cost("expert", *work.rows.experts[:, self.rank.number].tolist()),
                        cost.combine(self.model, self.hw, work.batch.rows, self.layout.shards)]
             work.layer += 1
-            return [*gate, *self._graph(work, answers), *self._to_next_gate(work)]
-        return gate if work.layer in self.exact else [*gate, self._pack(work, self.hw)]
+            return [*gate, *self.graph(work.batch.spans, *answers), *self._to_next_gate(work)]
+        return [*gate] if work.layer in self.exact else [*gate, self._pack(work, self.hw)]
 
-    def _graph(self, work: Work, costs: list[Cost]) -> list[Cost]:
+    def graph(self, spans: Sequence[Span], *costs: Cost) -> Sequence[Cost]:
         """What the main thread gives to a GPU at once, where it recurs."""
-        return [replace(one, launch=0.0) for one in costs] if cost.recurs(self.hw, work.batch) else costs
+        return [replace(one, launch=0.0) for one in costs] if cost.recurs(self.hw, spans) else costs
 
     def _pack(self, work: Work, hw: Hardware) -> Cost:
         return cost.pack(hw, float(work.rows.there.rows[self.rank.number]), self.model.hidden)
@@ -160,7 +161,8 @@ class Simulated:
         if self.team:
             work.waits = True
             return []
-        return [*self._graph(work, [self.meetings.attention(work.layer, work.batch.spans)]), *self.go_on(work)]
+        spans = work.batch.spans
+        return [*self.graph(spans, self.meetings.attention(work.layer, spans)), *self.go_on(work)]
 
     def start(self, work: Work, costs: list[Cost]) -> Computed:
         """Work goes to the stream."""
@@ -207,7 +209,7 @@ class SimulatedTeam:
     def attend(self, work: Work) -> Computed:
         """See `layer.Team`."""
         of, spans = self._of, self._of.meetings.team_spans(work.batch.spans)
-        return of.start(work, [of.meetings.attention(work.layer, spans)])
+        return of.start(work, list(of.graph(spans, of.meetings.attention(work.layer, spans))))
 
     def bring(self, work: Work) -> Trip:
         """See `layer.Team`."""
@@ -217,7 +219,8 @@ class SimulatedTeam:
         """See `layer.Team`."""
         of = self._of
         work.waits = False
-        return of.start(work, [cost.team_join(of.model, of.hw, self._size, work.batch.rows), *of.go_on(work)])
+        joined = cost.team_join(of.model, of.hw, self._size, work.batch.rows)
+        return of.start(work, [*of.graph(work.batch.spans, joined), *of.go_on(work)])
 
     def look(self, work: Work) -> None:
         """See `layer.Team`; part of `enter`."""

@@ -215,9 +215,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hardware", default="h100-seed")
+    parser.add_argument("--main-thread", help="hardware from which all that a rank's main thread takes comes")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     hw, wanted, rows, begin = machine.load(asked.hardware), grid(), [], time.perf_counter()
+    if asked.main_thread:
+        other = machine.load(asked.main_thread)
+        hw = replace(hw, name=f"{hw.name}, the main thread of {other.name}", launch=other.launch,
+                     overhead=replace(hw.overhead, host=other.overhead.host, exchange=other.overhead.exchange))
     for number, given in enumerate(wanted):
         rows.append(one(hw, *given))
         print(f"\r{number + 1} of {len(wanted)}, {time.perf_counter() - begin:.0f} s", end="", file=sys.stderr)

@@ -199,10 +199,11 @@ def test_classes_of_alike_ranks_take_as_long_as_each_rank_by_itself(monkeypatch)
 
 @pytest.mark.parametrize("turns", [Schedule("serial", 1), Schedule("serial", 2), Schedule("overlapped", 2)])
 @pytest.mark.parametrize("mode", ["alltoallv", "twohop"])
-def test_the_closed_form_is_near_the_simulation(turns, mode):
+@pytest.mark.parametrize("name", ["h100-ib", "h200"])
+def test_the_closed_form_is_near_the_simulation(name, turns, mode):
     spec = replace(model(layers=20, experts=16), hidden=2048)
     even = simulate.Given(demand.skewed(spec.moe, len(spec.moe_layers), 0.0, 0), even=True)
-    layout, hw = Layout(16, bare(exchange=Exchange(mode), schedule=turns)), machine.load("h100-ib")
+    layout, hw = Layout(16, bare(exchange=Exchange(mode), schedule=turns)), machine.load(name)
     batch = simulate.decode(spec, Load(64, 64, 8, 256), 0)
     step, = simulate.simulate(spec, hw, layout, even, [batch]).steps
     assert estimate(spec, hw, layout, even, batch).seconds == pytest.approx(step.seconds, rel=0.15)

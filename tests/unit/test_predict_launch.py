@@ -82,8 +82,8 @@ def test_tokens_that_follow_others_are_launched_at_once_and_prompts_are_not():
     assert of(prompts, slow, 2).seconds > 8 > 1 > of(prompts, hw, 2).seconds  # 2 layers, 2 sequences
     many = Shape(2048, 1024, 2, 2, 2, 300, 60)  # more than a graph is made for
     assert of(many, slow, 2).seconds > 4
-    assert cost.recurs(hw, batch_of(ones.model(1), [(1, 5)])) and not cost.recurs(hw, batch_of(ones.model(1), [(2, 5)]))
-    assert not cost.recurs(replace(hw, device=replace(hw.device, weight=4)), batch_of(ones.model(1), [(1, 5)]))
+    assert cost.recurs(hw, ones.batch.spans) and not cost.recurs(hw, batch_of(ones.model(1), [(1, 5), (2, 5)]).spans)
+    assert not cost.recurs(replace(hw, device=replace(hw.device, weight=4)), ones.batch.spans)
 
 
 def test_rows_of_the_only_expert_never_leave():
