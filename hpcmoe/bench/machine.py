@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mpi4py import MPI
@@ -26,8 +26,8 @@ from hpcmoe.types import Batch
 ROUNDS, STEPS = 8, 5
 """Rounds in which all shapes take turns, so that a busy machine slows all alike; and steps of a shape in each, behind
 one that does not count."""
-BEFORE = 1024
-"""Tokens of a step that computes what others are behind of."""
+BEFORE, VOCABULARY = 1024, 2048
+"""Tokens of a step that computes what others are behind of; and how many different ones there are."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,20 @@ class Shape:
     def model(self, ranks: int) -> ModelSpec:
         dim = 128 if self.hidden >= 2048 else 64
         E = self.experts * ranks
-        return ModelSpec("bench", self.layers, self.hidden, 2048, self.cached + self.rows + 1,
+        return ModelSpec("bench", self.layers, self.hidden, VOCABULARY, self.cached + self.rows + 1,
                          Attention(self.hidden // dim, self.hidden // dim, dim), None,
                          Moe(E, min(self.top_k, E), self.intermediate))
 
     @property
     def batch(self) -> Batch:
-        return batch_of(self.model(1), [(self.rows, self.cached)] * self.sequences)
+        return self.piece(self.rows, self.cached)
+
+    def piece(self, rows: int, cached: int, rank: int = 0) -> Batch:
+        """The next `rows` tokens of all sequences, drawn by each rank for itself: the same ones would all go to the same
+        experts."""
+        made = batch_of(self.model(1), [(rows, cached)] * self.sequences)
+        token = np.random.default_rng((rank, cached)).integers(0, VOCABULARY, made.rows, np.int32)
+        return replace(made, token=token, position=np.tile(cached + np.arange(rows, dtype=np.int32), self.sequences))
 
 
 HOST = (Shape(512, 2048, 2, 1, 2, 8, 48), Shape(768, 1536, 2, 1, 1, 6, 64), Shape(1024, 1024, 1, 2, 2, 2, 32),
@@ -109,7 +116,7 @@ class Opened:
 
     def __init__(self, world: World, shape: Shape) -> None:
         """Collective."""
-        self._world, self._shape, spec = world, shape, shape.model(world.size)
+        self._world, spec = world, shape.model(world.size)
         placements, dtype = place(spec, world.size), array.FLOAT32 if world.memory == "host" else array.BFLOAT16
         held = device.load(Drawn(spec, 0), held_by(placements, world.rank), dtype, world.memory)
         piece = min(shape.cached, max(1, BEFORE // shape.sequences))
@@ -118,11 +125,12 @@ class Opened:
                                               Generate(), dtype, Way(memory=world.memory), shape.micro_batches,
                                               overlapped=shape.micro_batches > 1)
         for behind in range(0, shape.cached, max(piece, 1)):  # what the tokens are behind of is computed once
-            self._run([batch_of(spec, [(min(piece, shape.cached - behind), behind)] * shape.sequences)])
+            self._run([shape.piece(min(piece, shape.cached - behind), behind, world.rank)])
+        self._batches = split(shape.piece(shape.rows, shape.cached, world.rank), shape.micro_batches)
 
     def step(self) -> tuple[float, np.ndarray, np.ndarray]:
         """Seconds, stages and `[L, E]` rows of this rank. Collective."""
-        return self._run(split(self._shape.batch, self._shape.micro_batches))
+        return self._run(self._batches)
 
     def _run(self, batches: list[Batch]) -> tuple[float, np.ndarray, np.ndarray]:
         segments, idle = self._segments, self._world.idle
