@@ -59,8 +59,8 @@ class Shape:
         return self.piece(self.rows, self.cached)
 
     def piece(self, rows: int, cached: int, rank: int = 0) -> Batch:
-        """The next `rows` tokens of all sequences, drawn by each rank for itself: the same ones would all go to the same
-        experts."""
+        """The next `rows` tokens of all sequences, drawn by each rank for itself: the same ones would all go to the
+        same experts."""
         made = batch_of(self.model(1), [(rows, cached)] * self.sequences)
         token = np.random.default_rng((rank, cached)).integers(0, VOCABULARY, made.rows, np.int32)
         return replace(made, token=token, position=np.tile(cached + np.arange(rows, dtype=np.int32), self.sequences))
