@@ -198,7 +198,7 @@ def test_a_workstation_saves_at_a_signal(site):
     stand_in(site, "sleep 100 & wait")
     process = subprocess.Popen(["bash", "jobs/run.sbatch", "job.toml"], cwd=site.folder, env=site.env,
                                stderr=subprocess.PIPE, text=True)
-    until(lambda: starts(site))
+    until(lambda: len(starts(site)) == 2)  # both ranks listen: one that hears nothing sleeps on
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 75 and "the same command goes on from here" in said, said
